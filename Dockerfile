@@ -2,7 +2,7 @@
 #
 #   docker build -t quartet .                                  for CPUs
 #   docker build -t quartet:gpu --build-arg TORCH=cu128 .      for NVIDIA GPUs
-#   docker build -t quartet --build-arg EXTRAS="tables tracing redis onnx" .      also for imported ONNX networks
+#   docker build -t quartet --build-arg EXTRAS="tables tracing redis postgres onnx" .      also for imported ONNX networks
 #   docker run --rm -p 127.0.0.1:8000:8000 --read-only --stop-timeout 45 quartet
 #
 # The service writes no files on disk, so the file system can be read-only. Workers share their metrics through a folder
@@ -25,7 +25,7 @@ COPY pyproject.toml ./
 # larger. If TORCH is empty, uv installs the default build.
 ARG TORCH=cpu
 # EXTRAS are optional dependencies of pyproject.toml. Add onnx to serve imported ONNX networks.
-ARG EXTRAS="tables tracing redis"
+ARG EXTRAS="tables tracing redis postgres"
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv venv /opt/venv \
     && uv pip install --python /opt/venv/bin/python ${TORCH:+--torch-backend="${TORCH}"} --link-mode=copy --compile-bytecode \

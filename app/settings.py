@@ -105,6 +105,12 @@ class Settings(BaseSettings):
     records_folder: FilePath | None = Field(
         None, description="folder of captured requests, feedback and batch jobs. Without it, there are none of them."
     )
+    records_url: str = Field(
+        "",
+        pattern="^(postgres(ql)?://.+)?$",
+        description="PostgreSQL database of the records, such as `postgresql://user:password@host/name`, for several "
+        "replicas, which share the folder, too. Empty means an SQLite file in the folder.",
+    )
     capture: str = Field(
         "",
         description="models whose requests and answers are captured, with the share in per cent: `sales:20,pets`. "

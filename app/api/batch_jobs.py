@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from starlette.types import ASGIApp, Message
 
 from app.api.middleware.api_keys import CALLER
 from app.records.batches import Batch, Batches, LeaseLost
+from app.records.database import RecordsUnavailable
 from app.serving.models import Models
 
 log = logging.getLogger("quartet")
@@ -42,8 +42,8 @@ async def run_batches(app: ASGIApp, models: Models, batches: Batches) -> None:
                 continue
         except* LeaseLost:
             log.warning("a batch job took so long that another process continues it")
-        except* (sqlite3.Error, OSError) as errors:
-            log.error("batch jobs cannot be read or stored: %s", errors.exceptions[0])
+        except* RecordsUnavailable as errors:
+            log.error("batch jobs: %s", errors.exceptions[0])
         except* Exception:
             log.exception("batch jobs failed")
         await asyncio.sleep(POLL_SECONDS)
@@ -61,13 +61,12 @@ async def _run(app: ASGIApp, models: Models, batches: Batches, key: str | None, 
     done = await run(batches.done, batch)
     waiting = deque(line for line in lines if line.number not in done)
     if status == "validating":
-        started = {"in_progress_at": int(time.time()), "request_counts": {"total": len(lines)}}
-        status = await run(lambda: batches.update(batch, status="in_progress", **started))
+        status = await run(batches.start, batch, len(lines))
 
-    def ending() -> str:
+    def ending() -> Literal["cancelled", "expired", None]:
         if status == "cancelling":
             return "cancelled"
-        return "expired" if time.time() > job["expires_at"] else ""
+        return "expired" if time.time() > job["expires_at"] else None
 
     async def send_lines() -> None:
         nonlocal status
@@ -81,13 +80,13 @@ async def _run(app: ASGIApp, models: Models, batches: Batches, key: str | None, 
         nonlocal status
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            status = await run(batches.update, batch)
+            status = await run(batches.renew, batch)
 
     async with asyncio.TaskGroup() as group:
         renewal = group.create_task(renew())
         await asyncio.gather(*(group.create_task(send_lines()) for _ in range(PARALLEL)))
         renewal.cancel()
-    await run(batches.finish, key, batch, ending() if waiting else "completed")
+    await run(batches.finish, key, batch, (ending() if waiting else None) or "completed")
 
 
 def parse_lines(content: bytes, endpoint: str) -> tuple[list[Line], list[dict[str, Any]]]:

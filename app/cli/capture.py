@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sqlite3
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.cli.output import write_line
+from app.errors import QuartetError
 from app.store import Store, StoreError
 
 if TYPE_CHECKING:  # takes seconds to import
@@ -48,30 +48,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "export":
             from app.records.training_data import training_data
 
-            count = len({row["id"] for row in database.truths(options.model)})
+            count = len({row.id for row in database.truths(options.model)})
             if not count:
                 raise StoreError(f"no request of {options.model} has feedback")
             options.file.write_text(training_data(database, options.model), "utf-8")
             write_line(f"{options.file}: {count:,} requests with feedback")
         else:
-            conditions = {"request": "id = ?", "key": "key = ?", "days": "time < ?"}
+            conditions = {"request": "id = :value", "key": "key = :value", "days": "time < :value"}
             (name,) = (name for name in conditions if getattr(options, name) is not None)
             value = getattr(options, name)
             value = time.time() - value * 86_400 if name == "days" else value
             write_line(f"deleted {database.delete(conditions[name], value):,} requests")
-    except (sqlite3.Error, OSError, StoreError) as error:
+    except (QuartetError, OSError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def existing(folder: Path) -> Database:
-    """Return the records in a folder. Raises StoreError if there are none."""
+    """Return the records in a folder, or in QUARTET_RECORDS_URL. Raises StoreError if there are none."""
     from app.records.database import FILE, Database
 
-    if not (folder / FILE).exists():
+    url = os.environ.get("QUARTET_RECORDS_URL", "")
+    if not (url or (folder / FILE).exists()):
         raise StoreError(f"there is no {FILE} in {folder}")
-    return Database(folder)
+    return Database(folder, url)
 
 
 def add_records(parser: argparse.ArgumentParser) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.cli.capture import existing
+from app.errors import QuartetError
 from app.store import RolloutRefused, Store, StoreError
 
 if TYPE_CHECKING:  # takes seconds to import
@@ -23,8 +23,8 @@ def compare(store: Store, name: str, folder: Path) -> tuple[int, int, Comparison
     active, shadow = roles.active, roles.shadow.version
     try:
         compared = compare_versions(existing(folder), store.card(name, active).task, name, active, shadow)
-    except sqlite3.Error as error:
-        raise StoreError(f"{folder} cannot be read: {error}") from None
+    except QuartetError as error:
+        raise StoreError(str(error)) from None
     return active, shadow, compared
 
 

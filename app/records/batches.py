@@ -1,4 +1,4 @@
-"""The files and the batch jobs of OpenAI's Batch API, in the file of the records.
+"""The files and the batch jobs of OpenAI's Batch API, in the database of the records.
 
 A job belongs to one process at a time, which renews its lease. If the process ends, another one continues after the
 lease. Each line of the output is stored once, in the transaction that checks the lease.
@@ -7,20 +7,19 @@ lease. Each line of the output is stored once, in the transaction that checks th
 from __future__ import annotations
 
 import secrets
-import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import orjson
 from typing_extensions import TypedDict
 
 from app.errors import BadValue, Conflict, NotFound, quote_value
-from app.records.database import Database
+from app.records.database import Database, Rows
 
 LEASE_SECONDS = 30.0
 MAX_AGE_SECONDS = 86_400  # of a job, OpenAI's only completion window
-UNFINISHED = "json_extract(body, '$.status') IN ('validating', 'in_progress', 'cancelling')"
+UNFINISHED = ("validating", "in_progress", "cancelling")
 
 
 class FileObject(TypedDict):
@@ -63,18 +62,24 @@ class LeaseLost(Exception):
 class Batches:
     """Files and jobs. They are stored as the objects of OpenAI's API, and "file" or "batch" is the kind of an object.
 
-    Each method takes the name of the API key, and finds only what belongs to this key. Methods raise sqlite3.Error and
-    OSError if the file cannot be read or written.
+    Each method takes the name of the API key, and finds only what belongs to this key. Methods raise
+    RecordsUnavailable.
     """
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self.owner = secrets.token_hex(8)  # of the jobs of this process
 
-    def _add(self, key: str | None, body: FileObject | Batch) -> None:
-        row = (body["id"], key, time.time(), orjson.dumps(body).decode())
+    def _add(self, key: str | None, body: FileObject | Batch, content: bytes = b"") -> None:
+        values = {
+            "id": body["id"], "key": key, "kind": body["object"], "status": body["status"], "created": time.time(),
+            "body": orjson.dumps(body).decode(),
+        }  # fmt: skip
         with self.database.transaction() as rows:
-            rows.execute("INSERT INTO objects (id, key, created, body) VALUES (?, ?, ?, ?)", row)
+            if body["object"] == "file":
+                self.database.file(body["id"]).write_bytes(content)
+            columns = "id, key, kind, status, created, body"
+            rows.execute(f"INSERT INTO api_objects ({columns}) VALUES (:{columns.replace(', ', ', :')})", values)
 
     def get(self, key: str | None, kind: str, id: str) -> Any:
         """Return an object. Raises NotFound."""
@@ -85,10 +90,11 @@ class Batches:
 
     def all(self, key: str | None, kind: str, id: str | None = None) -> list[Any]:
         """Return all objects of a kind, the newest first, or only the one with this id."""
-        condition = "key IS ? AND json_extract(body, '$.object') = ? AND id = COALESCE(?, id)"
+        condition = "COALESCE(key, '') = :key AND kind = :kind AND id = COALESCE(:id, id)"
         with self.database.transaction() as rows:
-            query = f"SELECT body FROM objects WHERE {condition} ORDER BY created DESC, id"
-            return [orjson.loads(row["body"]) for row in rows.execute(query, (key, kind, id))]
+            query = f"SELECT body FROM api_objects WHERE {condition} ORDER BY created DESC, id"
+            found = rows.execute(query, {"key": key or "", "kind": kind, "id": id})
+            return [orjson.loads(row.body) for row in found]
 
     # Files
 
@@ -98,20 +104,21 @@ class Batches:
             "id": f"file-{secrets.token_hex(12)}", "object": "file", "bytes": len(content),
             "created_at": int(time.time()), "filename": name, "purpose": purpose, "status": "processed",
         }  # fmt: skip
-        self.database.file(file["id"]).write_bytes(content)
-        self._add(key, file)
+        self._add(key, file, content)
         return file
 
     def content(self, key: str | None, file: str) -> bytes:
         """Return the content of a file. Raises NotFound."""
-        return self.database.file(self.get(key, "file", file)["id"]).read_bytes()
+        path = self.database.file(self.get(key, "file", file)["id"])
+        with self.database.transaction():
+            return path.read_bytes()
 
     def delete_file(self, key: str | None, file: str) -> None:
         """Delete a file. Raises NotFound."""
         path = self.database.file(self.get(key, "file", file)["id"])
         with self.database.transaction() as rows:
-            rows.execute("DELETE FROM objects WHERE id = ?", (file,))
-        path.unlink(missing_ok=True)
+            rows.execute("DELETE FROM api_objects WHERE id = :id", {"id": file})
+            path.unlink(missing_ok=True)
 
     # Jobs
 
@@ -134,13 +141,26 @@ class Batches:
 
     def cancel(self, key: str | None, batch: str) -> Batch:
         """Let a job end soon. Raises NotFound, and Conflict if it has ended."""
+
+        def change(job: Batch) -> None:
+            if job["status"] not in UNFINISHED:
+                raise Conflict(f"the batch is {job['status']}, so it cannot be cancelled")
+            job["status"] = "cancelling"
+
         self.get(key, "batch", batch)
         with self.database.transaction() as rows:
-            changed = "body = json_set(body, '$.status', 'cancelling')"
-            found = rows.execute(f"UPDATE objects SET {changed} WHERE id = ? AND {UNFINISHED}", (batch,)).rowcount
-        job: Batch = self.get(key, "batch", batch)
-        if not found:
-            raise Conflict(f"the batch is {job['status']}, so it cannot be cancelled")
+            found = rows.execute(  # an update, because others change the job until the first update
+                "UPDATE api_objects SET lease = lease WHERE id = :id RETURNING body", {"id": batch}
+            ).fetchone()
+            return self._change(rows, found.body, change)
+
+    @staticmethod
+    def _change(rows: Rows, body: str, change: Callable[[Batch], None]) -> Batch:
+        """Change a job that was read in the same transaction."""
+        job: Batch = orjson.loads(body)
+        change(job)
+        values = {"id": job["id"], "status": job["status"], "body": orjson.dumps(job).decode()}
+        rows.execute("UPDATE api_objects SET status = :status, body = :body WHERE id = :id", values)
         return job
 
     # Work on jobs, with a lease
@@ -150,62 +170,92 @@ class Batches:
         now = time.time()
         with self.database.transaction() as rows:
             found = rows.execute(
-                "UPDATE objects SET owner = ?, lease = ? WHERE id = (SELECT id FROM objects "
-                f"WHERE {UNFINISHED} AND (lease < ? OR owner = ?) ORDER BY created LIMIT 1) RETURNING key, body",
-                (self.owner, now + LEASE_SECONDS, now, self.owner),
-            ).fetchall()
-        return (found[0]["key"], orjson.loads(found[0]["body"])) if found else None
+                "UPDATE api_objects SET owner = :owner, lease = :lease WHERE id = (SELECT id FROM api_objects "
+                f"WHERE status IN {UNFINISHED} AND (lease < :now OR owner = :owner) ORDER BY created LIMIT 1) "
+                "RETURNING key, body",
+                {"owner": self.owner, "lease": now + LEASE_SECONDS, "now": now},
+            ).fetchone()
+        return (found.key, orjson.loads(found.body)) if found else None
 
     def release(self) -> None:
         """Let another process take the job of this one immediately."""
         with self.database.transaction() as rows:
-            rows.execute("UPDATE objects SET owner = NULL, lease = 0 WHERE owner = ?", (self.owner,))
+            rows.execute("UPDATE api_objects SET owner = NULL, lease = 0 WHERE owner = :owner", {"owner": self.owner})
 
-    def update(self, batch: str, **fields: Any) -> str:
-        """Renew the lease, merge fields into the job, and return its status. Raises LeaseLost."""
+    def start(self, batch: str, lines: int) -> str:
+        """Renew the lease of a new job with this number of lines, and return its status. Raises LeaseLost."""
+
+        def change(job: Batch) -> None:
+            if job["status"] == "validating":  # otherwise it has been cancelled
+                job["status"] = "in_progress"
+            job["in_progress_at"] = int(time.time())
+            job["request_counts"]["total"] = lines
+
         with self.database.transaction() as rows:
-            return self._update(rows, batch, "json_patch(body, ?)", orjson.dumps(fields).decode())
+            return self._update(rows, batch, change)
 
-    def _update(self, rows: sqlite3.Connection, batch: str, body: str, *values: object) -> str:
+    def renew(self, batch: str) -> str:
+        """Renew the lease of a job, and return its status. Raises LeaseLost."""
+        with self.database.transaction() as rows:
+            return self._update(rows, batch, lambda job: None)
+
+    def _update(self, rows: Rows, batch: str, change: Callable[[Batch], None]) -> str:
         found = rows.execute(
-            f"UPDATE objects SET body = {body}, lease = ? WHERE id = ? AND owner = ? "
-            "RETURNING json_extract(body, '$.status')",
-            (*values, time.time() + LEASE_SECONDS, batch, self.owner),
-        ).fetchall()
+            "UPDATE api_objects SET lease = :lease WHERE id = :id AND owner = :owner RETURNING body",
+            {"lease": time.time() + LEASE_SECONDS, "id": batch, "owner": self.owner},
+        ).fetchone()
         if not found:
             raise LeaseLost
-        return str(found[0][0])
+        return self._change(rows, found.body, change)["status"]
 
     def done(self, batch: str) -> set[int]:
         """Return the numbers of the lines that have an answer."""
         with self.database.transaction() as rows:
-            return {row["line"] for row in rows.execute("SELECT line FROM lines WHERE batch = ?", (batch,))}
+            found = rows.execute("SELECT line FROM batch_lines WHERE batch = :batch", {"batch": batch})
+            return {row.line for row in found}
 
     def add_line(self, batch: str, line: int, custom_id: str, status: int, body: str) -> str:
         """Store the answer to a line, unless it has one, and return the status of the job. Raises LeaseLost."""
-        count = "$.request_counts." + ("completed" if status < 400 else "failed")
+        name = orjson.dumps(custom_id).decode()  # PostgreSQL has no texts with NUL
         with self.database.transaction() as rows:
-            row = (batch, line, custom_id, status, body)
-            added = rows.execute("INSERT OR IGNORE INTO lines VALUES (?, ?, ?, ?, ?)", row).rowcount
-            return self._update(rows, batch, "json_set(body, ?, json_extract(body, ?) + ?)", count, count, added)
+            added = rows.execute(
+                "INSERT INTO batch_lines VALUES (:batch, :line, :name, :status, :body) ON CONFLICT DO NOTHING",
+                {"batch": batch, "line": line, "name": name, "status": status, "body": body},
+            ).rowcount
 
-    def finish(self, key: str | None, batch: str, status: str, problems: Sequence[Any] = ()) -> None:
+            def change(job: Batch) -> None:
+                job["request_counts"]["completed" if status < 400 else "failed"] += added
+
+            return self._update(rows, batch, change)
+
+    def finish(
+        self, key: str | None, batch: str, status: Literal["completed", "failed", "expired", "cancelled"],
+        problems: Sequence[Any] = (),
+    ) -> None:  # fmt: skip
         """End a job: write the answers to files, one for those without and one for those with an error."""
-        fields: dict[str, Any] = {"status": status}
-        if problems:
-            fields["errors"] = {"object": "list", "data": problems}
-        if status == "completed":
-            fields["completed_at"] = int(time.time())
+        files: Any = {}
         for name, condition in (("output", "status < 400"), ("error", "status >= 400")):
             if content := b"".join(self._output(batch, condition)):
                 file = self.add_file(key, f"{batch}_{name}.jsonl", "batch_output", content)
-                fields[f"{name}_file_id"] = file["id"]
-        self.update(batch, **fields)
+                files[f"{name}_file_id"] = file["id"]
+
+        def change(job: Batch) -> None:
+            job.update(files)
+            job["status"] = status
+            if problems:
+                job["errors"] = {"object": "list", "data": problems}
+            if status == "completed":
+                job["completed_at"] = int(time.time())
+
+        with self.database.transaction() as rows:
+            self._update(rows, batch, change)
 
     def _output(self, batch: str, condition: str) -> Iterator[bytes]:
+        query = f"SELECT * FROM batch_lines WHERE batch = :batch AND {condition} ORDER BY line"
         with self.database.transaction() as rows:
-            for row in rows.execute(f"SELECT * FROM lines WHERE batch = ? AND {condition} ORDER BY line", (batch,)):
-                request = f"{batch}-{row['line']}"
-                response = {"status_code": row["status"], "request_id": request, "body": orjson.Fragment(row["body"])}
-                line = {"id": request, "custom_id": row["custom_id"], "response": response, "error": None}
+            for row in rows.execute(query, {"batch": batch}):
+                request = f"{batch}-{row.line}"
+                response = {"status_code": row.status, "request_id": request, "body": orjson.Fragment(row.body)}
+                custom_id = orjson.Fragment(row.custom_id)
+                line = {"id": request, "custom_id": custom_id, "response": response, "error": None}
                 yield orjson.dumps(line) + b"\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import queue
 import random
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,8 +13,8 @@ from typing import Any
 
 from app.limits import Limits
 from app.records.captured import ANSWERS, Captured, Compared
-from app.records.database import LOCK_SECONDS, Database, FeedbackFigure
-from app.settings import Settings, SettingsError
+from app.records.database import LOCK_SECONDS, Database, FeedbackFigure, RecordsUnavailable
+from app.settings import Settings, SettingsError, hide_password
 from app.store.card import Card, is_model_name
 from app.tasks.job import Job
 
@@ -99,7 +98,7 @@ class Capture:
                 if now > trimmed_at + TRIM_SECONDS:
                     self.database.trim(self._limits.capture_bytes, self._limits.capture_days * 86_400)
                     trimmed_at = now
-            except (sqlite3.Error, OSError) as error:
+            except RecordsUnavailable as error:
                 log.error("requests cannot be captured: %s", error)
                 is_open, has_failed = False, True
             for each in made:
@@ -137,11 +136,16 @@ def open_records(settings: Settings) -> Database | None:
     parse_shares(settings.capture)  # an error should come before the file is opened
     if settings.records_folder is None:
         return None
-    database = Database(settings.records_folder)
+    name = f"QUARTET_RECORDS_FOLDER is {str(settings.records_folder)!r}"
+    if settings.records_url:
+        name += f", QUARTET_RECORDS_URL {hide_password(repr(settings.records_url))}"
     try:
+        database = Database(settings.records_folder, settings.records_url)
         database.open()
-    except (sqlite3.Error, OSError) as error:
-        raise SettingsError(f"QUARTET_RECORDS_FOLDER is {str(settings.records_folder)!r}: {error}") from None
+    except RecordsUnavailable as error:
+        raise SettingsError(f"{name}: {error}") from None
+    except ImportError:
+        raise SettingsError(f"{name}, which needs the extra [postgres]") from None
     return database
 
 

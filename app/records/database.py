@@ -1,10 +1,10 @@
-"""The captured requests with their feedback, and the batch jobs, in an SQLite file.
+"""The captured requests with their feedback, and the batch jobs, in a database and a folder.
 
-    records.db              the tables below, in WAL mode
+    records.db              the tables below, in SQLite, unless they are in PostgreSQL
     images/<digest>.png     the images of captured requests, each stored once
     files/<id>              the inputs and outputs of batch jobs
 
-Feedback and images of a request are deleted with it.
+Feedback and images of a request are deleted with it. The statements are valid for both databases.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import sqlite3
 import time
+from collections import namedtuple
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import astuple
+from functools import lru_cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import orjson
 from typing_extensions import TypedDict
 
+from app.errors import NotReady
 from app.records.captured import Captured, Compared, FeedbackRequest, Measured
 from app.records.drift import drift
 from app.store import Card
@@ -32,30 +35,41 @@ from app.tasks.image_codecs import png
 log = logging.getLogger("quartet")
 
 FILE = "records.db"
-LOCK_SECONDS = 5.0  # a transaction of another worker takes milliseconds
+LOCK_SECONDS = 5  # a transaction of another worker takes milliseconds
+POSTGRES_LOCK = 7_370_283  # any number that other programs do not use for a lock of this database
+PLACEHOLDER = re.compile(r":([a-z_]+)")
 TABLES = """
 CREATE TABLE IF NOT EXISTS requests (
-    id TEXT PRIMARY KEY, time REAL, key TEXT, model TEXT, version INTEGER, task TEXT, job TEXT, answer TEXT);
+    id TEXT PRIMARY KEY, time DOUBLE PRECISION, key TEXT, model TEXT, version INTEGER, task TEXT, job TEXT,
+    answer TEXT);
 CREATE TABLE IF NOT EXISTS images (
     request TEXT REFERENCES requests ON DELETE CASCADE, position INTEGER, digest TEXT, bytes INTEGER,
-    PRIMARY KEY (request, position)) WITHOUT ROWID;
+    PRIMARY KEY (request, position));
 CREATE TABLE IF NOT EXISTS feedback (
     request TEXT REFERENCES requests ON DELETE CASCADE, item INTEGER, step INTEGER, truth TEXT,
-    PRIMARY KEY (request, item, step)) WITHOUT ROWID;
+    PRIMARY KEY (request, item, step));
 CREATE TABLE IF NOT EXISTS shadows (
-    request TEXT REFERENCES requests ON DELETE CASCADE, version INTEGER, answer TEXT,
-    PRIMARY KEY (request, version)) WITHOUT ROWID;
+    request TEXT REFERENCES requests ON DELETE CASCADE, version INTEGER, answer TEXT, PRIMARY KEY (request, version));
 CREATE TABLE IF NOT EXISTS figures (
     request TEXT REFERENCES requests ON DELETE CASCADE, version INTEGER, item INTEGER, step INTEGER, name TEXT,
-    value REAL, PRIMARY KEY (request, version, item, step, name)) WITHOUT ROWID;
+    value DOUBLE PRECISION, PRIMARY KEY (request, version, item, step, name));
 CREATE TABLE IF NOT EXISTS features (request TEXT PRIMARY KEY REFERENCES requests ON DELETE CASCADE, rows TEXT);
 CREATE INDEX IF NOT EXISTS newest ON requests (model, version, time);
-CREATE TABLE IF NOT EXISTS objects (
-    id TEXT PRIMARY KEY, key TEXT, created REAL, body TEXT, owner TEXT, lease REAL DEFAULT 0);
-CREATE TABLE IF NOT EXISTS lines (
-    batch TEXT REFERENCES objects ON DELETE CASCADE, line INTEGER, custom_id TEXT, status INTEGER, body TEXT,
-    PRIMARY KEY (batch, line)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS api_objects (
+    id TEXT PRIMARY KEY, key TEXT, kind TEXT, status TEXT, created DOUBLE PRECISION, body TEXT, owner TEXT,
+    lease DOUBLE PRECISION DEFAULT 0);
+CREATE TABLE IF NOT EXISTS batch_lines (
+    batch TEXT REFERENCES api_objects ON DELETE CASCADE, line INTEGER, custom_id TEXT, status INTEGER, body TEXT,
+    PRIMARY KEY (batch, line))
 """
+USED_BYTES = (  # in SQLite and in PostgreSQL
+    "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size",
+    "SELECT COALESCE(SUM(pg_column_size(requests.*)), 0) FROM requests",
+)
+
+
+class RecordsUnavailable(NotReady):
+    """The records cannot be read or written now."""
 
 
 class FeedbackFigure(TypedDict):
@@ -70,40 +84,77 @@ class FeedbackFigure(TypedDict):
     """95 % interval of the mean"""
 
 
-class Database:
-    """The records in ``folder``. Several processes may use it at the same time.
+class Rows:
+    """A transaction. Its statements have values by name, such as ``:id``. Rows of results are named tuples."""
 
-    Methods raise sqlite3.Error and OSError if the file cannot be read or written.
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def _translate(self, statement: str) -> str:
+        return statement if isinstance(self._connection, sqlite3.Connection) else PLACEHOLDER.sub(r"%(\1)s", statement)
+
+    def execute(self, statement: str, values: Mapping[str, Any] = {}) -> Any:  # it is not changed
+        return self._connection.execute(self._translate(statement), values)
+
+    def executemany(self, statement: str, values: Sequence[Mapping[str, Any]]) -> None:
+        self._connection.cursor().executemany(self._translate(statement), values)
+
+
+@lru_cache
+def _row_class(names: Sequence[str]) -> Any:
+    return namedtuple("Row", names, rename=True)
+
+
+def _named_row(cursor: sqlite3.Cursor, row: Sequence[Any]) -> Any:
+    return _row_class(tuple(column[0] for column in cursor.description))._make(row)
+
+
+class Database:
+    """The records in ``folder``. Several processes may use them at the same time.
+
+    ``url`` is that of a PostgreSQL database, which several machines may use if they share the folder. Methods raise
+    RecordsUnavailable. ImportError: the driver of PostgreSQL is missing.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, url: str = "") -> None:
+        self.folder, self._url = folder, url
+        self._errors: tuple[type[Exception], ...] = (sqlite3.Error, OSError)
         self._kept: sqlite3.Connection | None = None  # while one is open, closing others does not copy the WAL file
+        if url:
+            import psycopg
+
+            self._errors = (psycopg.Error, OSError)
 
     def open(self) -> None:
-        """Create the file. If it is damaged, move it aside and create a new one."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in ("images", "files"):
-            (self.folder / name).mkdir(exist_ok=True)
+        """Create the tables. A damaged file of SQLite is moved aside first."""
         self.close()
         try:
+            for folder in (self.folder, self.folder / "images", self.folder / "files"):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecordsUnavailable(f"the records cannot be written: {error}") from error
+        try:
             self._create()
-        except sqlite3.OperationalError:  # locked, or the disk is full
-            raise
-        except sqlite3.DatabaseError as error:
+        except RecordsUnavailable as error:
+            cause = error.__cause__
+            if not isinstance(cause, sqlite3.DatabaseError) or isinstance(cause, sqlite3.OperationalError):
+                raise  # locked, or the disk is full
             aside = self.folder / f"{FILE}.damaged-{time.time_ns()}"
             (self.folder / FILE).rename(aside)
             for suffix in ("-wal", "-shm"):
                 (self.folder / f"{FILE}{suffix}").unlink(missing_ok=True)
-            log.error("%s is damaged (%s) and was moved to %s", FILE, error, aside.name)
+            log.error("%s is damaged (%s) and was moved to %s", FILE, cause, aside.name)
             self._create()
 
     def _create(self) -> None:
         with self.transaction() as rows:
-            rows.execute("PRAGMA journal_mode = WAL")
-            rows.executescript(TABLES)
-        self._kept = sqlite3.connect(self.folder / FILE, check_same_thread=False)
-        self._kept.execute("SELECT COUNT(*) FROM objects")
+            if not self._url:
+                rows.execute("PRAGMA journal_mode = WAL")
+            for statement in TABLES.split(";"):
+                rows.execute(statement)
+        if not self._url:
+            self._kept = sqlite3.connect(self.folder / FILE, check_same_thread=False)
+            self._kept.execute("SELECT COUNT(*) FROM api_objects")
 
     def close(self) -> None:
         if self._kept:
@@ -111,16 +162,31 @@ class Database:
             self._kept = None
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Commit the changes of the block together, or none of them."""
-        with closing(
-            sqlite3.connect(self.folder / FILE, timeout=LOCK_SECONDS, isolation_level="IMMEDIATE")
-        ) as connection:
-            connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("PRAGMA synchronous = NORMAL")  # in WAL mode, only a loss of power loses changes
-            connection.row_factory = sqlite3.Row
-            with connection:
-                yield connection
+    def transaction(self) -> Iterator[Rows]:
+        """Commit the changes of the block together, or none of them. Other transactions wait, also of other machines.
+
+        The block may also use files in the folder. Raises RecordsUnavailable.
+        """
+        try:
+            with closing(self._connect()) as connection, connection:
+                if self._url:
+                    connection.execute(f"SELECT pg_advisory_xact_lock({POSTGRES_LOCK})")
+                yield Rows(connection)
+        except self._errors as error:
+            raise RecordsUnavailable(f"the records cannot be read or written now: {error}") from error
+
+    def _connect(self) -> Any:
+        if self._url:
+            import psycopg
+            from psycopg.rows import namedtuple_row
+
+            options = f"-c lock_timeout={LOCK_SECONDS}s"
+            return psycopg.connect(self._url, row_factory=namedtuple_row, connect_timeout=LOCK_SECONDS, options=options)
+        file = sqlite3.connect(self.folder / FILE, timeout=LOCK_SECONDS, isolation_level="IMMEDIATE")
+        file.row_factory = _named_row
+        file.execute("PRAGMA foreign_keys = ON")
+        file.execute("PRAGMA synchronous = NORMAL")  # in WAL mode, only a loss of power loses changes
+        return file
 
     def add(self, records: Sequence[Captured | Compared]) -> None:
         """Store requests, and answers of shadows to stored requests. What is stored already is left out."""
@@ -128,30 +194,41 @@ class Database:
         copies = [each for each in records if isinstance(each, Compared)]
         with self.transaction() as rows:
             rows.executemany(
-                "INSERT OR IGNORE INTO requests VALUES (:request, :time, :key, :model, :version, :task, :job, :answer)",
-                map(vars, requests),
+                "INSERT INTO requests VALUES (:request, :time, :key, :model, :version, :task, :job, :answer) "
+                "ON CONFLICT DO NOTHING",
+                [vars(each) for each in requests],
             )
             rows.executemany(
-                "INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?)",
+                "INSERT INTO images VALUES (:request, :position, :digest, :bytes) ON CONFLICT DO NOTHING",
                 [
-                    (each.request, position, digest, self._store(digest, pixels))
+                    {
+                        "request": each.request, "position": position, "digest": digest,
+                        "bytes": self._store(digest, pixels),
+                    }
                     for each in requests
                     for position, (digest, pixels) in enumerate(zip(each.digests(), each.pixels, strict=True))
                 ],
+            )  # fmt: skip
+            rows.executemany(
+                "INSERT INTO features VALUES (:request, :features) ON CONFLICT DO NOTHING",
+                [vars(each) for each in requests if each.features],
             )
-            found = [(each.request, each.features) for each in requests if each.features]
-            rows.executemany("INSERT OR IGNORE INTO features VALUES (?, ?)", found)
             for copy in copies:
-                values = "SELECT id, :version, :answer FROM requests WHERE id = :request"
-                if rows.execute(f"INSERT OR IGNORE INTO shadows {values}", vars(copy)).rowcount:
+                values = "SELECT id, :version, :answer FROM requests WHERE id = :request ON CONFLICT DO NOTHING"
+                if rows.execute(f"INSERT INTO shadows {values}", vars(copy)).rowcount:
                     self._measure(rows, copy.request, copy.measured)
 
     @staticmethod
-    def _measure(rows: sqlite3.Connection, request: str, measured: Mapping[int, Iterable[Measured]]) -> None:
+    def _measure(rows: Rows, request: str, measured: Mapping[int, Iterable[Measured]]) -> None:
         """Store measurements by version. They replace those of the same item, step and name."""
         rows.executemany(
-            "INSERT OR REPLACE INTO figures VALUES (?, ?, ?, ?, ?, ?)",
-            [(request, version, *astuple(each)) for version, own in measured.items() for each in own],
+            "INSERT INTO figures VALUES (:request, :version, :item, :step, :name, :value) "
+            "ON CONFLICT (request, version, item, step, name) DO UPDATE SET value = excluded.value",
+            [
+                {"request": request, "version": version, **vars(each)}
+                for version, own in measured.items()
+                for each in own
+            ],
         )
 
     def _store(self, digest: str, pixels: np.ndarray) -> int:
@@ -185,21 +262,24 @@ class Database:
         """Store feedback and its measurements by version. They replace those of the same item and step."""
         with self.transaction() as rows:
             for step, value in truth.steps().items():
-                row = (truth.request_id, truth.item, step, orjson.dumps(value).decode())
-                columns = "request, item, step, truth"
-                rows.execute(f"INSERT OR REPLACE INTO feedback ({columns}) VALUES (?, ?, ?, ?)", row)
+                text = orjson.dumps(value).decode()
+                rows.execute(
+                    "INSERT INTO feedback VALUES (:request, :item, :step, :truth) "
+                    "ON CONFLICT (request, item, step) DO UPDATE SET truth = excluded.truth",
+                    {"request": truth.request_id, "item": truth.item, "step": step, "truth": text},
+                )
             self._measure(rows, truth.request_id, measured)
 
     def figures(self) -> list[FeedbackFigure]:
         """Return the figures of each version."""
         with self.transaction() as rows:
             found = rows.execute(
-                "SELECT model, figures.version, name, COUNT(*) AS count, AVG(value) AS mean, AVG(value * value) "
+                "SELECT model, figures.version, name, COUNT(*), AVG(value), AVG(value * value) AS square "
                 "FROM figures JOIN requests ON requests.id = figures.request GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
             ).fetchall()
         names = ("model", "version", "name", "count", "mean")
         return [
-            cast(FeedbackFigure, {name: row[name] for name in names} | {"interval": interval(*row[2:])})
+            cast(FeedbackFigure, dict(zip(names, row, strict=False)) | {"interval": interval(*row[2:])})
             for row in found
         ]
 
@@ -209,22 +289,23 @@ class Database:
             return {}
         with self.transaction() as rows:
             found = rows.execute(
-                "SELECT rows FROM requests JOIN features ON request = id WHERE model = ? AND version = ? "
-                "ORDER BY time DESC LIMIT ?",
-                (card.name, card.version, card.reference.window),
+                "SELECT rows FROM requests JOIN features ON request = id WHERE model = :model AND version = :version "
+                "ORDER BY time DESC LIMIT :window",
+                {"model": card.name, "version": card.version, "window": card.reference.window},
             ).fetchall()
-        return drift(card.reference, [each for row in found for each in orjson.loads(row["rows"])])
+        return drift(card.reference, [each for row in found for each in orjson.loads(row.rows)])
 
-    def truths(self, model: str) -> list[sqlite3.Row]:
+    def truths(self, model: str) -> list[Any]:
         """Return the feedback on the requests of a model with their jobs, answers and images, oldest requests first."""
         with self.transaction() as rows:
-            return rows.execute(
+            found: list[Any] = rows.execute(
                 "SELECT id, task, job, answer, item, step, truth, digest FROM feedback "
                 "JOIN requests ON id = feedback.request "
-                "LEFT JOIN images ON images.request = id AND position = item WHERE model = ? "
+                "LEFT JOIN images ON images.request = id AND position = item WHERE model = :model "
                 "ORDER BY requests.time, id, item, step",
-                (model,),
+                {"model": model},
             ).fetchall()
+        return found
 
     def differences(self, model: str, version: int, other: int) -> dict[str, tuple[float, tuple[float, float], int]]:
         """Return ``version`` minus ``other`` for each figure that at least two requests have for both.
@@ -233,50 +314,50 @@ class Database:
         """
         with self.transaction() as rows:
             found = rows.execute(
-                "SELECT name, COUNT(*), AVG(mean), AVG(mean * mean) FROM ("
-                "SELECT a.name, AVG(a.value - b.value) AS mean FROM figures AS a JOIN figures AS b "
-                "USING (request, item, step, name) JOIN requests "
-                "ON requests.id = request WHERE requests.model = ? AND a.version = ? AND b.version = ? "
-                "GROUP BY a.name, request) GROUP BY name HAVING COUNT(*) > 1",
-                (model, version, other),
+                "SELECT name, COUNT(*), AVG(mean), AVG(mean * mean) AS square FROM ("
+                "SELECT name, AVG(a.value - b.value) AS mean FROM figures AS a JOIN figures AS b "
+                "USING (request, item, step, name) JOIN requests ON requests.id = request "
+                "WHERE requests.model = :model AND a.version = :version AND b.version = :other "
+                "GROUP BY name, request) AS means GROUP BY name HAVING COUNT(*) > 1",
+                {"model": model, "version": version, "other": other},
             )
             return {name: (mean, interval("", count, mean, square), count) for name, count, mean, square in found}
 
-    def counts(self) -> list[sqlite3.Row]:
+    def counts(self) -> list[Any]:
         """Return the model, the version, the number of requests, and the times of the oldest and the newest one."""
         with self.transaction() as rows:
-            return rows.execute(
+            found: list[Any] = rows.execute(
                 "SELECT model, version, COUNT(*), MIN(time), MAX(time) FROM requests GROUP BY 1, 2 ORDER BY 1, 2"
             ).fetchall()
+        return found
 
     def delete(self, condition: str, value: object) -> int:
-        """Delete the requests for which an SQL condition with one parameter is true. Return their number."""
+        """Delete the requests for which an SQL condition with ``:value`` is true. Return their number."""
+        values = {"value": value}
         with self.transaction() as rows:
             digests = rows.execute(
-                f"SELECT digest FROM images JOIN requests ON requests.id = images.request WHERE {condition}", (value,)
+                f"SELECT digest FROM images JOIN requests ON requests.id = images.request WHERE {condition}", values
             ).fetchall()
-            count = rows.execute(f"DELETE FROM requests WHERE {condition}", (value,)).rowcount
-            used = {row["digest"] for row in rows.execute("SELECT DISTINCT digest FROM images")} if digests else set()
-            for digest in {row["digest"] for row in digests} - used:
+            count = int(rows.execute(f"DELETE FROM requests WHERE {condition}", values).rowcount)
+            used = set(rows.execute("SELECT DISTINCT digest FROM images")) if digests else set()
+            for (digest,) in set(digests) - used:
                 self.image(digest).unlink(missing_ok=True)
         return count
 
     def trim(self, max_bytes: int, max_seconds: float) -> None:
         """Delete requests that are older than ``max_seconds``, and the oldest tenth while there are too many bytes."""
-        self.delete("time < ?", time.time() - max_seconds)
+        self.delete("time < :value", time.time() - max_seconds)
+        tenth = "SELECT COUNT(*) / :value FROM requests"
         while self.size() > max_bytes and self.delete(
-            "time <= (SELECT time FROM requests ORDER BY time LIMIT 1 OFFSET (SELECT COUNT(*) / ? FROM requests))", 10
+            f"time <= (SELECT time FROM requests ORDER BY time LIMIT 1 OFFSET ({tenth}))", 10
         ):
             pass
 
     def size(self) -> int:
         """Return the number of bytes that requests, feedback and images take."""
         with self.transaction() as rows:
-            used = rows.execute(
-                "SELECT (page_count - freelist_count) * page_size FROM "
-                "pragma_page_count, pragma_freelist_count, pragma_page_size"
-            ).fetchone()[0]
-            sizes = "SELECT TOTAL(size) FROM (SELECT MAX(bytes) AS size FROM images GROUP BY digest)"
+            used = rows.execute(USED_BYTES[bool(self._url)]).fetchone()[0]
+            sizes = "SELECT COALESCE(SUM(size), 0) FROM (SELECT MAX(bytes) AS size FROM images GROUP BY digest) AS each"
             return int(used + rows.execute(sizes).fetchone()[0])
 
 

@@ -22,7 +22,7 @@ def training_data(database: Database, model: str) -> str:
     which the later values follow the captured ones. Texts: each prompt with its accepted or corrected text.
     """
     rows = database.truths(model)
-    task = rows[0]["task"] if rows else ""
+    task = rows[0].task if rows else ""
     if task == "continue":
         return "\n\n".join(_texts(rows)) + "\n"
     table = io.StringIO()
@@ -32,7 +32,7 @@ def training_data(database: Database, model: str) -> str:
         lines.writerow(["path", "label", "split"])
         for number, row in enumerate(rows):
             part = "test" if number >= first_test else "train"
-            lines.writerow([database.image(row["digest"]).resolve(), orjson.loads(row["truth"]), part])
+            lines.writerow([database.image(row.digest).resolve(), orjson.loads(row.truth), part])
     elif task == "forecast":
         lines.writerow(["series", "value"])
         lines.writerows(_values(rows))
@@ -41,15 +41,15 @@ def training_data(database: Database, model: str) -> str:
 
 def _texts(rows: Sequence[Any]) -> Iterator[str]:
     for row in rows:
-        job, truth, text = (orjson.loads(row[name]) for name in ("job", "truth", "answer"))
+        job, truth, text = map(orjson.loads, (row.job, row.truth, row.answer))
         if truth is not False:
-            prompt = job["prompts"][row["item"] // job["n"]]
-            yield prompt + (text["texts"][row["item"]] if truth is True else truth)
+            prompt = job["prompts"][row.item // job["n"]]
+            yield prompt + (text["texts"][row.item] if truth is True else truth)
 
 
 def _values(rows: Sequence[Any]) -> Iterator[tuple[str, float | None]]:
-    for (request, item), group in groupby(rows, key=lambda row: (row["id"], row["item"])):
-        later = {row["step"]: row for row in group}
-        captured = orjson.loads(next(iter(later.values()))["job"])["series"][item]
-        values = [orjson.loads(later[step]["truth"]) if step in later else None for step in range(max(later) + 1)]
+    for (request, item), group in groupby(rows, key=lambda row: (row.id, row.item)):
+        later = {row.step: row for row in group}
+        captured = orjson.loads(next(iter(later.values())).job)["series"][item]
+        values = [orjson.loads(later[step].truth) if step in later else None for step in range(max(later) + 1)]
         yield from ((f"{request}-{item}", value) for value in [*captured, *values])

@@ -160,8 +160,8 @@ def test_keys_see_only_their_own_files_and_jobs(serve: Serve, tmp_path: Path) ->
                 api.batches.create(input_file_id=file.id, endpoint=COMPLETIONS, completion_window="24h")
 
 
-def test_a_job_belongs_to_one_process_and_each_line_is_stored_once(tmp_path: Path) -> None:
-    database = Database(tmp_path)
+def test_a_job_belongs_to_one_process_and_each_line_is_stored_once(tmp_path: Path, records_url: str) -> None:
+    database = Database(tmp_path, records_url)
     database.open()
     first, second = Batches(database), Batches(database)
     file = first.add_file(None, "a", "batch", b"")
@@ -173,7 +173,7 @@ def test_a_job_belongs_to_one_process_and_each_line_is_stored_once(tmp_path: Pat
     first.add_line(batch, 1, "a", 200, '"first"')
     first.add_line(batch, 1, "a", 200, '"again"')
     with database.transaction() as rows:  # the process hangs for longer than its lease
-        rows.execute("UPDATE objects SET lease = ?", (time.time() - 1,))
+        rows.execute("UPDATE api_objects SET lease = :lease", {"lease": time.time() - 1})
     assert second.claim()
     with pytest.raises(LeaseLost):
         first.add_line(batch, 2, "b", 200, '"late"')

@@ -162,14 +162,14 @@ def test_a_share_of_the_requests_is_captured(serve: Serve, tmp_path: Path) -> No
     assert 0 < len(stored(tmp_path)) < 40
 
 
-def test_the_oldest_requests_are_deleted_beyond_the_limit(tmp_path: Path) -> None:
-    folder = tmp_path / "capture"
-    database = Database(folder)
+def test_the_oldest_requests_are_deleted_beyond_the_limit(tmp_path: Path, records_url: str) -> None:
+    database = Database(tmp_path / "capture", records_url)
     database.open()
     database.add([Captured(str(i), "m", 1, "continue", "a" * 2000, "{}", time=1e9 + i) for i in range(40)])
     size = database.size()
     database.trim(size // 2, 1e12)
-    left = {int(row[0]) for row in stored(folder)}
+    with database.transaction() as rows:
+        left = {int(row.id) for row in rows.execute("SELECT id FROM requests")}
     assert left == set(range(40 - len(left), 40))
     assert size // 4 < database.size() <= size // 2
     database.close()

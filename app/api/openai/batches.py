@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from app.api.operation import Endpoint, Operation, Request
 from app.api.request_body import RequestBody, read_form, read_json
 from app.api.responses import ERROR_RESPONSES, json_response
 from app.engine.fair_queue import current_caller
-from app.errors import BadValue, NotReady, quote_value
+from app.errors import BadValue, quote_value
 from app.records.batches import Batch, Batches, FileObject
 from app.tasks import TASKS
 
@@ -51,11 +50,8 @@ class BatchList(TypedDict):
 
 
 async def _run(request: Request, method: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a method of ``Batches`` with the name of the API key. Raises NotReady if the records cannot be used."""
-    try:
-        return await asyncio.to_thread(method, request.service.batches, current_caller.get(), *arguments)
-    except (sqlite3.Error, OSError) as error:
-        raise NotReady(f"the batch jobs cannot be read or stored now: {error}") from error
+    """Call a method of ``Batches`` with the name of the API key. Raises RecordsUnavailable."""
+    return await asyncio.to_thread(method, request.service.batches, current_caller.get(), *arguments)
 
 
 async def _answer(request: Request, method: Callable[..., Any], *arguments: Any) -> Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Sequence
 
 from starlette.responses import Response
@@ -13,7 +12,7 @@ from app.api.operation import Operation, Request
 from app.api.request_body import read_json
 from app.api.responses import ERROR_RESPONSES, json_response
 from app.engine.fair_queue import current_caller
-from app.errors import BadValue, NotFound, NotReady, quote_value
+from app.errors import BadValue, NotFound, quote_value
 from app.records.captured import FeedbackRequest, measure
 from app.records.database import FeedbackFigure
 from app.store import StoreError
@@ -55,8 +54,6 @@ async def give_feedback(request: Request) -> Response:
         await asyncio.to_thread(store)
     except StoreError as error:  # the version was deleted
         raise NotFound(str(error), "request_id") from error
-    except (sqlite3.Error, OSError) as error:
-        raise NotReady(f"the feedback cannot be stored now: {error}") from error
     return json_response(FeedbackStored(stored=True))
 
 
