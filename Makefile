@@ -112,7 +112,7 @@ clean: ## remove the virtual environments and generated files
 .venv/serve: EXTRA := [tables]
 .venv/train: EXTRA := [train]
 .venv/test: EXTRA := [test]
-.venv/test-all: EXTRA := [test,ray]
+.venv/test-all: EXTRA := [test-all]
 .venv/ray: EXTRA := [train,ray]
 .venv/fuzz: EXTRA := [fuzz]
 .venv/audit: EXTRA := [audit]
