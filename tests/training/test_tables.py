@@ -54,27 +54,6 @@ def test_gaps_are_reported_and_interpolated(tmp_path: Path) -> None:
     assert not np.isnan(filled.series[0].values).any()
 
 
-@pytest.mark.parametrize(
-    ("row", "sentence"),
-    [
-        ("2024-01-11,many", "row 12: sold is 'many', not a number; use --missing many to read"),
-        (
-            "2024-01-10,77",
-            "rows 11 and 12 have the same time stamp 2024-01-10 00:00:00; use --aggregate sum, mean or last",
-        ),
-        (
-            "1,2,3",
-            "row 12 has 3 cells, but the header has 2; put quotes around cells and names that contain the separator",
-        ),
-        ("2024-01-11 12:00,5", "the time stamps are irregular, .* use --resample D"),
-        ("soon,5", "row 12: 'soon' in column 'day' is no time stamp .*; correct it, or use --missing soon to leave"),
-    ],
-)
-def test_a_row_that_cannot_be_read_is_rejected_with_its_number(tmp_path: Path, row: str, sentence: str) -> None:
-    with pytest.raises(DataError, match=sentence):
-        read_table(write_weekly_table(tmp_path, r12=row))
-
-
 def test_the_longest_part_of_a_series_with_a_long_gap_is_used(tmp_path: Path) -> None:
     table = without_gaps(read_table(write_weekly_table(tmp_path, **{f"r{row}": "gone" for row in range(10, 22)})))
     (series,) = table.series
@@ -83,32 +62,6 @@ def test_the_longest_part_of_a_series_with_a_long_gap_is_used(tmp_path: Path) ->
     assert (
         "sold: 1 gaps are longer than 7 steps; only the longest part between them, 40 values, is used" in table.remarks
     )
-
-
-def test_rows_may_come_in_any_order(tmp_path: Path) -> None:
-    lines = write_weekly_table(tmp_path).read_text().splitlines()
-    ordered = read_table(tmp_path / "table.csv")
-    shuffled = read_table(write_table(tmp_path, [lines[0], *reversed(lines[1:])]))
-    assert shuffled.sha256 == ordered.sha256
-
-
-def test_wide_and_long_tables_hold_the_same_series(tmp_path: Path) -> None:
-    wide = write_table(tmp_path, ["ts;a;b", *(f"{day:%d.%m.%Y};{i},5;{i * i}" for i, day in enumerate(DAYS))])
-    first = read_table(wide)
-    long = write_table(
-        tmp_path,
-        ["shop,ts,sold", *(f"{name},{day:%Y-%m-%d},{value}" for i, day in enumerate(DAYS) for name, value in
-                           (("a", i + 0.5), ("b", i * i)))],
-    )  # fmt: skip
-    second = read_table(long, TableOptions(group="shop"))
-    assert [series.name for series in first.series] == ["a", "b"]
-    assert first.sha256 == second.sha256
-    rows = {"a": [i + 0.5 for i in range(60)], "b": [i * i for i in range(60)]}
-    header = ",".join(["id", *(f"V{i}" for i in range(70))])
-    by_rows = write_table(
-        tmp_path, [header, *(f"{name}," + ",".join(map(str, row)) + "," * 10 for name, row in rows.items())]
-    )
-    assert read_table(by_rows, TableOptions(by_rows=True)).sha256 == first.sha256
 
 
 @pytest.mark.parametrize("aggregate", [None, "sum"])
@@ -125,15 +78,7 @@ def test_series_whose_names_would_be_equal_are_rejected(tmp_path: Path, aggregat
 @pytest.mark.parametrize(
     ("stamps", "name"),
     [
-        ([f"{1990 + i // 12}-{i % 12 + 1:02}" for i in range(40)], "month"),
-        ([f"{1990 + i // 4}Q{i % 4 + 1}" for i in range(40)], "quarter"),
-        ([str(1950 + i) for i in range(40)], "year"),
-        ([f"{i % 12 + 1}/1/{2000 + i // 12}" for i in range(40)], "month"),
-        ([f"{day:%m/%d/%Y}" for day in DAYS], "day"),
-        ([f"{day:%d/%m/%Y}" for day in DAYS], "day"),
-        ([str(1700000000 + 3600 * i) for i in range(40)], "hour"),
         ([f"{datetime(2024, 1, 1) + timedelta(minutes=15 * i):%Y-%m-%dT%H:%M:%S}Z" for i in range(40)], "15 minutes"),
-        ([f"{day:%Y-%m-%d}" for day in DAYS if day.weekday() < 5], "business day"),
         ([f"{day:%Y-%m-%d} 16:00" for day in DAYS if day.weekday() < 5], "business day"),
         ([f"{day:%Y-%m-%d} 16:00" for day in DAYS], "day"),
         ([f"{datetime(2024, 1, 7) + timedelta(weeks=i):%Y%m%d}" for i in range(40)], "week"),
@@ -203,14 +148,6 @@ def test_the_season_does_not_depend_on_the_unit_of_the_values(tmp_path: Path, un
         assert read_table(write_table(tmp_path, ["month,y", *rows])).season == season
 
 
-def test_thousands_separators_signs_and_exponents_are_read(tmp_path: Path) -> None:
-    cells = ["1,234.5", "-2", "1e3", "7"] * 10
-    path = write_table(tmp_path, ["y;z", *(f"{cell};1" for cell in cells)])
-    (series, _) = read_table(path).series
-    assert series.values[:4].tolist() == [1234.5, -2, 1000, 7]
-
-
-@pytest.mark.parametrize("delimiter", [";", ","])
 @pytest.mark.parametrize(
     ("cells", "values"),
     [
@@ -226,9 +163,9 @@ def test_thousands_separators_signs_and_exponents_are_read(tmp_path: Path) -> No
     ],
 )
 def test_one_unambiguous_number_decides_the_decimal_sign_of_all_columns(
-    tmp_path: Path, cells: list[str], values: list[float], delimiter: str
+    tmp_path: Path, cells: list[str], values: list[float]
 ) -> None:
-    path = write_table(tmp_path, [f"y{delimiter}z", *(f'"{cell}"{delimiter}"1,234.5"' for cell in cells * 20)])
+    path = write_table(tmp_path, ["y,z", *(f'"{cell}","1,234.5"' for cell in cells * 20)])
     assert read_table(path, TableOptions(column=["y"])).series[0].values.tolist() == values * 20
     if float(cells[0].replace(",", "")) == values[0]:
         assert set(read_table(path).series[1].values) == {1234.5}
@@ -274,8 +211,7 @@ def test_a_column_with_decimal_commas_and_points_is_rejected_by_row(tmp_path: Pa
     assert [series.name for series in read_table(path, TableOptions(column=["z"])).series] == ["z"]
 
 
-@pytest.mark.parametrize("name", ["", "Unnamed: 0", "index", "id"])
-@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(("name", "order"), [("", 1), ("Unnamed: 0", -1), ("index", 1), ("id", -1)])
 def test_a_column_of_row_numbers_is_not_read_as_a_series(tmp_path: Path, name: str, order: int) -> None:
     lines = [f"{number},{day:%Y-%m-%d},{10 + day.weekday()}" for number, day in enumerate(DAYS)][::order]
     table = read_table(write_table(tmp_path, [f"{name},day,sold", *lines]))
@@ -330,7 +266,6 @@ def test_the_index_column_may_hold_the_time_stamps(tmp_path: Path, name: str) ->
         (["t,y", *(f"2024-01-0{i} UTC,1" for i in range(1, 9))], {"format": "%Y-%m-%d %Z"},
          "--format '%Y-%m-%d %Z': names of time zones are not supported; use %z for offsets such as .0100, or omit"),
         (["t,y", *(f"2024-01-0{i},1" for i in range(1, 9))], {"resample": "x"}, "--resample x: "),
-        (["t,y", *(f"{i}/{i}/2020,{i}" for i in range(1, 10))], {}, "is ambiguous|are irregular"),
         (["y", *"12345678"], {"resample": "M", "aggregate": "sum"}, "--resample M cannot be used without time stamps"),
         (["t,y", *(f"2024-01-0{i},1" for i in range(1, 9))], {"time": "none", "format": "%d"}, "--format %d cannot be"),
         (["y", "1", "-1e308", "1"], {}, r"y has the value -1e\+308; allowed are -1e\+150 to 1e\+150"),

@@ -25,8 +25,6 @@ def days_from(first: str, last: str, except_for: Sequence[str] = (), weekend: bo
     ("days", "step", "months"),
     [
         (days_from("2024-01-01", "2024-06-30"), "M", (1, 6)),
-        (days_from("2024-01-01", "2024-06-03"), "M", (1, 5)),
-        (days_from("2024-01-20", "2024-06-30"), "M", (2, 6)),
         (days_from("2024-01-20", "2024-06-28"), "M", (2, 5)),
         (days_from("2024-01-01", "2024-06-03", [f"2024-04-{day}" for day in range(10, 28)]), "M", (1, 5)),
         (days_from("2024-01-01", "2024-06-28", weekend=False), "M", (1, 6)),  # a Friday
@@ -56,8 +54,10 @@ def test_incomplete_time_steps_are_not_summed(
 DAYS = days_from("2024-01-01", "2024-04-30")
 
 
-@pytest.mark.parametrize("layout", ["one series", "groups", "columns of dates"])
-@pytest.mark.parametrize("days", [DAYS, DAYS[::-1], DAYS[1::2] + DAYS[::2]], ids=["oldest", "newest", "unsorted"])
+@pytest.mark.parametrize(
+    ("layout", "days"),
+    [("one series", DAYS[1::2] + DAYS[::2]), ("groups", DAYS[::-1]), ("columns of dates", DAYS[1::2] + DAYS[::2])],
+)
 def test_the_last_value_of_a_time_step_is_the_latest_in_any_order_of_rows(
     tmp_path: Path, layout: str, days: list[datetime]
 ) -> None:
@@ -109,17 +109,14 @@ def test_rows_of_the_future_do_not_complete_a_time_step(tmp_path: Path) -> None:
     ("frequency", "first", "last", "step", "left_out"),
     [
         ("ME", "2022-01-31", "2024-02-29", "Q", "2024-01-01"),
-        ("ME", "2020-01-31", "2024-11-30", "Y", "2024-01-01"),
         ("QE", "2018-03-31", "2024-09-30", "Y", "2024-01-01"),
         ("MS", "2022-02-01", "2024-12-01", "Q", "2022-01-01"),
-        ("MS", "2022-01-01", "2024-02-01", "Q", "2024-01-01"),
         ("QS", "2018-04-01", "2024-10-01", "Y", "2018-01-01"),
         ("D", "2024-01-02", "2024-06-30", "W", "2024-01-01"),
         ("B", "2024-01-01", "2024-06-27", "W", "2024-06-24"),
         ("h", "2024-01-01 01:00", "2024-02-01 23:00", "D", "2024-01-01"),
         ("ME", "2022-01-31", "2024-03-31", "Q", None),
         ("BME", "2022-01-31", "2024-06-28", "Q", None),
-        ("MS", "2019-01-01", "2020-12-01", "Y", None),
         ("QS", "2018-01-01", "2024-10-01", "Y", None),
         ("W-MON", "2023-01-02", "2024-06-24", "M", None),
         ("B", "2024-01-01", "2024-06-28", "W", None),
