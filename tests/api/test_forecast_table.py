@@ -13,13 +13,11 @@ import openpyxl
 import pandas as pd
 import pytest
 from support import processes
-from support.networks import FORECASTER, TINY, publish_tiny, tiny_card
+from support.networks import TINY, publish_network, publish_tiny
 from support.service import TEST, address, serving
 from support.tables import PRODUCTS, shop_table
 
-from app.networks import build
 from app.settings import Settings
-from app.store import Store
 from training.data.tables import TableOptions, describe, read_table
 from training.prediction import main as predict
 
@@ -36,8 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         publish_tiny(folder, name)
     column = {"name": "Aktion", "mean": 0.2, "scale": 0.4, "coefficient": 0.3}
     traits = {"season": 7, "known": {"columns": [column]}}
-    card = tiny_card("promotions", "forecast", "forecaster", FORECASTER, {"series": traits})
-    Store(folder).publish(card, build("forecaster", FORECASTER).state_dict())
+    publish_network(folder, "promotions", series=traits)
     return folder
 
 

@@ -92,16 +92,31 @@ def publish_tiny(folder: Path, name: str) -> Version:
     return Store(folder).publish(*tiny_version(name))
 
 
+def publish_network(
+    folder: Path,
+    name: str,
+    kind: str = "forecaster",
+    sizes: dict[str, Any] = FORECASTER,
+    seed: int | None = None,
+    **fields: Any,
+) -> Version:
+    """Publish a network with random weights. ``fields`` are added to its card."""
+    if seed is not None:
+        torch.manual_seed(seed)
+    card = tiny_card(name, str(KINDS[kind].task), kind, sizes, fields)
+    return Store(folder).publish(card, build(kind, sizes).state_dict())
+
+
 def publish_small(folder: Path, kind: str, name: str) -> Version:
     """Publish a small network of a kind, with random weights that are always the same."""
-    sizes, task = SMALL[kind], str(KINDS[kind].task)
-    fields = {"continue": {"vocabulary": VOCABULARY}, "classify": {"labels": list("abcdefghij")}}.get(task, {})
+    fields = {"continue": {"vocabulary": VOCABULARY}, "classify": {"labels": list("abcdefghij")}}.get(
+        str(KINDS[kind].task), {}
+    )
     if kind == "series-lstm":
         fields = {"residuals": [0.1, 0.2]}
     elif kind == "conditional-generator":
         fields = {"labels": ["x", "y", "z"]}
-    torch.manual_seed(0)
-    return Store(folder).publish(tiny_card(name, task, kind, sizes, fields), build(kind, sizes).state_dict())
+    return publish_network(folder, name, kind, SMALL[kind], 0, **fields)
 
 
 def rewrite_card(folder: Path, **changes: object) -> None:

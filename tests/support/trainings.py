@@ -17,9 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from app import store
-from app.networks import build
-from support.networks import FORECASTER, tiny_card
+from support.networks import publish_network
 from support.service import ROOT
 from training import cnn, gan, lstm, rnn
 from training.data import shapes
@@ -177,12 +175,8 @@ def save_own_data(folder: Path) -> None:
 def save_base_models(folder: Path) -> None:
     """Create a store with mnist-judge, which rates generators, and two tiny networks to start from."""
     shutil.copytree(ROOT / "models_store" / "mnist-judge", folder / "mnist-judge")
-    torch.manual_seed(7)
-    labels = {"labels": [str(i) for i in range(10)]}
-    card = tiny_card("cifar10-whitened", "classify", "whitened-net", WHITENED, labels)
-    store.Store(folder).publish(card, build("whitened-net", WHITENED).state_dict())
-    card = tiny_card("base-lstm", "forecast", "forecaster", FORECASTER, {})
-    store.Store(folder).publish(card, build("forecaster", FORECASTER).state_dict())
+    publish_network(folder, "cifar10-whitened", "whitened-net", WHITENED, 7, labels=[str(i) for i in range(10)])
+    publish_network(folder, "base-lstm")
 
 
 def only_entry(folder: Path) -> Path:

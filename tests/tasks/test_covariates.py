@@ -11,14 +11,14 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from support.networks import FORECASTER, tiny_card
+from support.networks import FORECASTER, publish_network, tiny_card
 from support.service import TEST, serving
 
 from app import store
 from app.errors import BadValue
 from app.networks import build
 from app.settings import Settings
-from app.store import HolidayCalendar, KnownCovariate, KnownCovariates, Store
+from app.store import HolidayCalendar, KnownCovariate, KnownCovariates
 from app.store.version import Version
 from app.tasks.covariates import covariate_effect, holiday_counts, step_seconds
 from app.tasks.forecasting import GlobalForecaster
@@ -155,10 +155,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     every: dict[str, KnownCovariates | None] = {"plain": None, "shop": holidays}
     every |= {name: KnownCovariates(columns=[HOLIDAYS], calendar=calendar(step)) for name, step in STEPS.items()}
     for name, known in {"sales": KnownCovariates(columns=COLUMNS), **every}.items():
-        torch.manual_seed(0)
         fields = {"series": store.SeriesTraits(season=4, known=known).model_dump()} if known else {}
-        card = tiny_card(name, "forecast", "forecaster", FORECASTER, fields)
-        Store(models).publish(card, build("forecaster", FORECASTER).state_dict())
+        publish_network(models, name, seed=0, **fields)
     with serving(Settings(store=models, **TEST)) as client:
         yield client
 

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.networks import publish_tiny, tiny_card
+from support.networks import publish_network, publish_tiny
 from support.service import ROOT
 from torch import nn
 
 from app import store
-from app.networks import build
 from app.networks.forecaster import FEW_SERIES, MEDIAN, QUANTILES, Forecaster, in_order
 from app.networks.series_reader import ERROR_FLOOR, ForecasterSizes, Reader
 from app.store import Store
@@ -86,9 +85,7 @@ def test_shift_and_scale_of_a_series_shift_and_scale_its_forecast(forecaster: Gl
 def smoothing(tmp_path: Path) -> GlobalForecaster:
     """Return a forecaster that combines forecasts of exponential smoothing."""
     sizes = dataclasses.asdict(dataclasses.replace(SIZES, context=60, smoothings=4))
-    torch.manual_seed(0)
-    card = tiny_card("smoothing", "forecast", "forecaster", sizes, {})
-    return GlobalForecaster(Store(tmp_path).publish(card, build("forecaster", sizes).state_dict()), torch.device("cpu"))
+    return GlobalForecaster(publish_network(tmp_path, "smoothing", sizes=sizes, seed=0), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("season", [1, 4, 7])

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.networks import SECOND_NETWORKS, publish_tiny, tiny_card
+from support.networks import CONDITIONAL, publish_network, publish_tiny
 
 from app import store
-from app.networks import build
-from app.store import Store
 from app.tasks.image_codecs import image_grid, png
 from app.tasks.image_generation import ImageSampler, SampleJob
 
@@ -91,9 +89,7 @@ def test_an_interpolation_to_the_same_seed_is_constant_and_one_image_is_the_star
 
 
 def test_a_wrong_number_of_labels_on_the_card_is_rejected(tmp_path: Path) -> None:
-    task, kind, sizes, _ = SECOND_NETWORKS["tiny-cgan"]
-    card = tiny_card("odd", task, kind, sizes, {"labels": ["x"]})
-    version = Store(tmp_path).publish(card, build(kind, sizes).state_dict())
+    version = publish_network(tmp_path, "odd", "conditional-generator", CONDITIONAL, labels=["x"])
     with pytest.raises(store.StoreError, match="odd@1: there are 1 labels, expected 3"):
         ImageSampler(version, torch.device("cpu"))
 

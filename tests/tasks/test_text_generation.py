@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.networks import VOCABULARY, publish_tiny, tiny_card
+from support.networks import VOCABULARY, publish_network, publish_tiny
 from torch.profiler import profile
 
 from app.errors import BadValue
@@ -203,9 +203,7 @@ def test_the_fast_steps_equal_the_network(kind: str, layers: int, hidden: int, d
 def gated_version(tmp_path: Path) -> Version:
     """Return a version whose network reads many characters at once."""
     sizes = {"vocabulary": len(VOCABULARY), "hidden": 32, "layers": 2}
-    torch.manual_seed(0)
-    card = tiny_card("gated", "continue", "gated-rnn", sizes, {"vocabulary": VOCABULARY})
-    return Store(tmp_path).publish(card, build("gated-rnn", sizes).state_dict())
+    return publish_network(tmp_path, "gated", "gated-rnn", sizes, 0, vocabulary=VOCABULARY)
 
 
 @pytest.fixture

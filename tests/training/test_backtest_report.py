@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from support.networks import FORECASTER, tiny_card
+from support.networks import publish_network
 from support.service import TEST, serving
 
-from app.networks import build
 from app.settings import Settings
 from app.store import Store
 from training import lstm
@@ -36,9 +34,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     days = pd.date_range("2024-01-01", periods=120).strftime("%Y-%m-%d")
     pd.DataFrame({"day": days, PLAIN: sales(1), STRANGE: sales(2)}).to_csv("sales.csv", index=False)
-    torch.manual_seed(3)
-    card = tiny_card("series-lstm", "forecast", "forecaster", FORECASTER, {})
-    Store(tmp_path / "models_store").publish(card, build("forecaster", FORECASTER).state_dict())
+    publish_network(tmp_path / "models_store", "series-lstm", seed=3)
     return tmp_path
 
 

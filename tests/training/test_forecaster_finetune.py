@@ -13,12 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from support.networks import FORECASTER, tiny_card
+from support.networks import FORECASTER, publish_network
 from support.service import TEST, serving
 from support.trainings import set_limits
 
 from app import store
-from app.networks import build
 from app.networks.series_reader import ForecasterSizes
 from app.settings import Settings
 from app.store import Store
@@ -60,9 +59,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a working folder with sales of two shops, and a store with a tiny, untrained forecaster."""
     monkeypatch.chdir(tmp_path)
     write_csv(tmp_path / "sales.csv", north=sales(1), south=sales(2))
-    torch.manual_seed(3)
-    card = tiny_card("series-lstm", "forecast", "forecaster", FORECASTER, {})
-    Store(tmp_path / "models_store").publish(card, build("forecaster", FORECASTER).state_dict())
+    publish_network(tmp_path / "models_store", "series-lstm", seed=3)
     return tmp_path
 
 
@@ -423,8 +420,7 @@ def test_a_random_walk_has_no_season(tmp_path: Path) -> None:
 
 
 def test_fine_tuning_starts_from_the_active_version(workspace: Path) -> None:
-    card = tiny_card("series-lstm", "forecast", "forecaster", FORECASTER, {})
-    Store(workspace / "models_store").publish(card, build("forecaster", FORECASTER).state_dict())
+    publish_network(workspace / "models_store", "series-lstm")
     arguments = ["--csv", "sales.csv", "--name", "sales"]
 
     def base_number(*options: str) -> int:
@@ -439,10 +435,8 @@ def test_fine_tuning_starts_from_the_active_version(workspace: Path) -> None:
 
 
 def publish_reference_classifier(folder: Path, held_out: int | None) -> None:
-    sizes = {"conv": [2, 3]}
     fields = {"labels": list("0123456789"), "held_out": held_out}
-    card = tiny_card(generation.REFERENCE_CLASSIFIER, "classify", "digit-net", sizes, fields)
-    Store(folder).publish(card, build("digit-net", sizes).state_dict())
+    publish_network(folder, generation.REFERENCE_CLASSIFIER, "digit-net", {"conv": [2, 3]}, **fields)
 
 
 @pytest.mark.parametrize(("held_out", "stated"), [(4999, "4,999"), (None, "0")])

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from support.networks import FORECASTER, tiny_card
+from support.networks import FORECASTER, publish_network
 from support.service import TEST, serving
 
-from app.networks import build
 from app.networks.series_reader import ForecasterSizes
 from app.settings import Settings
 from app.store import Store
@@ -45,9 +43,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for seed, (name, level) in enumerate((("north", 50), ("south", 400)))
     ]
     pd.concat(shops).to_csv("sales.csv", index=False)
-    torch.manual_seed(3)
-    card = tiny_card("series-lstm", "forecast", "forecaster", FORECASTER, {})
-    Store(tmp_path / "models_store").publish(card, build("forecaster", FORECASTER).state_dict())
+    publish_network(tmp_path / "models_store", "series-lstm", seed=3)
     return tmp_path
 
 

@@ -13,15 +13,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 from support.images import image_bytes
-from support.networks import FORECASTER, publish_tiny, tiny_card, tiny_version
+from support.networks import publish_network, publish_tiny, tiny_version
 from support.responses import metric_samples
 from support.service import Serve, address
 
 from app import key_file
-from app.networks import build
 from app.store import Store
 from training.prediction import main
 
@@ -38,9 +36,7 @@ def store(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         publish_tiny(tiny_store, name)
     columns = [KNOWN, {**KNOWN, "name": "holidays DE"}]
     traits = {"season": 4, "known": {"columns": columns, "calendar": CALENDAR}}
-    card = tiny_card("known", "forecast", "forecaster", FORECASTER, {"series": traits})
-    torch.manual_seed(0)
-    Store(tiny_store).publish(card, build("forecaster", FORECASTER).state_dict())
+    publish_network(tiny_store, "known", seed=0, series=traits)
     card, tensors = tiny_version("tiny-cnn")
     Store(tiny_store).publish({**card, "name": "tags", "thresholds": [0.0] * 9 + [1.0]}, tensors)
     return tiny_store

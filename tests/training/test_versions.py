@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.networks import FORECASTER, tiny_card
+from support.networks import FORECASTER, publish_network, tiny_card
 from support.trainings import KINDS, TEXT, WHITENED, only_entry, train_own
 
 from app import store
@@ -120,17 +120,16 @@ def test_the_preset_accurate_stores_the_weights_of_convolutions_in_float16(finis
 
 def publish_refitted(stem: str, folder: Path, **data: str) -> None:
     """Publish a network ``seen`` whose card says that it was trained again on all of these data."""
-    task, kind, sizes = {
-        "cnn": ("classify", "whitened-net", WHITENED),
-        "rnn": ("continue", "gated-rnn", {"vocabulary": 3, "hidden": 8, "layers": 1}),
-        "lstm": ("forecast", "forecaster", FORECASTER),
+    kind, sizes = {
+        "cnn": ("whitened-net", WHITENED),
+        "rnn": ("gated-rnn", {"vocabulary": 3, "hidden": 8, "layers": 1}),
+        "lstm": ("forecaster", FORECASTER),
     }[stem]
     labels: dict[str, Any] = {
         "cnn": {"labels": [str(i) for i in range(10)]},
         "rnn": {"vocabulary": ["a", "b", "<unk>"]},
     }
-    fields = {**labels.get(stem, {}), "data": data, "refit_steps": 3}
-    store.Store(folder).publish(tiny_card("seen", task, kind, sizes, fields), build(kind, sizes).state_dict())
+    publish_network(folder, "seen", kind, sizes, **labels.get(stem, {}), data=data, refit_steps=3)
 
 
 @pytest.mark.parametrize("stem", ["cnn", "rnn", "lstm"])
@@ -148,8 +147,7 @@ def test_a_version_that_was_trained_on_all_of_the_data_is_no_start(stem: str, wo
 
 def test_a_version_for_another_size_of_the_same_images_is_no_start(workspace: Path) -> None:
     fields = {"labels": [str(i) for i in range(10)], "data": {"images:shapes": "digest"}}
-    card = tiny_card("small", "classify", "whitened-net", WHITENED, fields)
-    store.Store(Path("models_store")).publish(card, build("whitened-net", WHITENED).state_dict())
+    publish_network(Path("models_store"), "small", "whitened-net", WHITENED, **fields)
     message = (
         r"--from small@1: this version of small was trained on images of shapes with --size 32\. .* Use --size 32$"
     )
@@ -229,8 +227,7 @@ def test_fine_tuning_a_text_network_keeps_the_weights_of_shared_characters(
 ) -> None:
     vocabulary = [*sorted(set(TEXT) - {"q"}), store.UNKNOWN_CHARACTER]
     sizes = {"vocabulary": len(vocabulary), "hidden": 8, "layers": 1}
-    card = tiny_card("other", "continue", "character-rnn", sizes, {"vocabulary": vocabulary})
-    base = store.Store(Path("models_store")).publish(card, build("character-rnn", sizes).state_dict())
+    base = publish_network(Path("models_store"), "other", "character-rnn", sizes, vocabulary=vocabulary)
     own = texts.vocabulary_of(TEXT, 1)
     network = language_model.transfer_weights(build("character-rnn", {**sizes, "vocabulary": len(own)}), own, base)
     for character, base_index in (("t", vocabulary.index("t")), ("q", len(vocabulary) - 1)):

@@ -14,13 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from support.images import image_bytes
-from support.networks import CONDITIONAL, FORECASTER, SECOND_NETWORKS, TINY, VOCABULARY, publish_tiny, tiny_card
+from support.networks import (
+    CONDITIONAL,
+    SECOND_NETWORKS,
+    TINY,
+    VOCABULARY,
+    publish_network,
+    publish_tiny,
+)
 from support.responses import ADMIN_HEADERS
 
 from app import key_file
-from app.networks import build
 from app.store import Store
 
 CLASSIFY, TEXT, SERIES, SAMPLE = (
@@ -76,13 +81,8 @@ def build_store(folder: Path) -> None:
         ("tiny-shop", {"season": 7, "known": known}),
         ("tiny-days", {"season": 7, "known": {**known, "columns": columns[1:]}}),
     ):
-        torch.manual_seed(5)
-        card = tiny_card(name, "forecast", "forecaster", FORECASTER, {"series": series})
-        Store(folder).publish(card, build("forecaster", FORECASTER).state_dict())
-    torch.manual_seed(6)
-    labels = {"labels": ["cat", "Dog", "bird"]}
-    card = tiny_card("tiny-pets", "sample", "conditional-generator", CONDITIONAL, labels)
-    Store(folder).publish(card, build("conditional-generator", CONDITIONAL).state_dict())
+        publish_network(folder, name, seed=5, series=series)
+    publish_network(folder, "tiny-pets", "conditional-generator", CONDITIONAL, 6, labels=["cat", "Dog", "bird"])
     Store(folder).retire("tiny-gan", 1)
     Store(folder).unload("tiny-pets")
 
