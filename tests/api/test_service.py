@@ -259,7 +259,6 @@ def start(*options: str) -> tuple[int | None, str]:
     ("variable", "value", "sentence"),
     [
         ("QUARTET_PORT", "x", "QUARTET_PORT is 'x'"),
-        ("QUARTET_DEVICE", "cuda:99", "QUARTET_DEVICE is 'cuda:99'"),
         ("QUARTET_STORE", "none", "there is no such folder"),
     ],
 )

@@ -67,9 +67,8 @@ PARTS: list[tuple[str, tuple[str | int, ...]]] = [
     ("/v2/models/tiny-lstm/infer", ("parameters",)), ("/v2/models/tiny-rnn/generate", ("parameters",)),
 ]  # fmt: skip
 WRONG_VALUES = [
-    "true", "[]", "{}", '""', '"x"', "-1", "1.5", "-0.0", "1e30", "1e999", "-1e999", "NaN", "Infinity", "-Infinity",
-    "1" * 5000, "9" * 4000, "18446744073709551616", '"\\u0000"', '"' + "x" * 10_000 + '"', '["x", 1, null]', "[[[[1]]]]", '{"a": {"b": 1}}', "[" * 100 + "]" * 100,
-    '"\\ud83d\\ude00"', '"’; DROP TABLE models; --"', '"{{7*7}}${7*7}%n%s"',
+    "true", "[]", "{}", '""', "-1", "1.5", "1e30", "-1e999", "NaN", "9" * 4000, "18446744073709551616", '"\\u0000"',
+    '"' + "x" * 10_000 + '"', '["x", 1, null]', "[" * 100 + "]" * 100,
 ]  # fmt: skip
 JSON_TYPE = {"content-type": "application/json"}
 
@@ -92,7 +91,6 @@ def test_any_wrong_value_in_a_field_is_harmless(tiny: httpx.Client, path: str, p
 
 def test_a_duplicate_field_is_rejected(tiny: httpx.Client) -> None:
     for path, twice in (
-        ("/v1/completions", '{"model": "tiny-rnn", "prompt": "a", "seed": 1, "seed": 1}'),
         ("/v2/models/tiny-gan/infer", '{"id": "a", "id": "a", "inputs": []}'),
         ("/v2/models/tiny-rnn/generate", '{"text_input": "a", "text_input": "a"}'),
         (CONTINUE, '{"prompt": "a", "seed": 1, "se\\u0065d": 2}'),
