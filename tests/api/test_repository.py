@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from app import store
 from app.serving.preload import worker_bytes
-from app.store import RolloutRefused, Store
+from app.store import Store
 
 NAME = "tiny-cgan"  # not the default model of the task, which is tiny-gan
 SAMPLE = {"count": 1, "model": NAME, "seed": 4}
@@ -173,10 +173,3 @@ def test_the_command_line_unloads_and_loads_a_model(two: Path, capsys: pytest.Ca
     assert worker_bytes(two) < 101 * 2**20
     assert "2 (unloaded)" in run_models_command(capsys, two, "list", NAME)[1]
     assert run_models_command(capsys, two, "load", NAME) == (0, "tiny-cgan@2 is active (latest)\n", "")
-    Store(two).unload(NAME)
-    assert not Store(two).activate(NAME, 1).unloaded  # activating a version also loads the model
-    with pytest.raises(RolloutRefused, match="tiny-gan is the default for the task 'sample'"):
-        Store(two).unload("tiny-gan")
-    Store(two).unload(NAME)
-    assert Store(two).rollback(NAME).unloaded  # a rollback does not load the model
-    assert Store(two).load(NAME).active == 2
