@@ -123,7 +123,8 @@ def test_both_files_have_the_outputs_of_the_network(kind: str, exports: Exports)
 @pytest.mark.parametrize(
     ("kind", "suffix"),
     [
-        ("character-rnn", "onnx"),
+        ("lenet", "onnx"),
+        pytest.param("character-rnn", "onnx", marks=pytest.mark.slow),
         *(pytest.param(kind, "pt2", marks=pytest.mark.slow) for kind in ("lenet", "series-lstm")),
     ],
 )
