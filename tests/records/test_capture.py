@@ -201,6 +201,18 @@ def test_a_locked_file_loses_captures_and_no_request(serve: Serve, tmp_path: Pat
         assert 4 <= len(stored(folder)) == count("stored") <= 9
 
 
+def test_a_disk_that_cannot_be_written_loses_captures_and_no_request(serve: Serve, tmp_path: Path) -> None:
+    images, dropped = tmp_path / "images", (("model", "tiny-cnn"), ("result", "dropped"))
+    with serve(capture="tiny-cnn", records_folder=tmp_path) as client:
+        images.rmdir()
+        images.touch()  # writing an image fails, as on a full disk
+        ask(client, "lost", "/v1/images/classify", content=image_bytes())
+        wait_until(lambda: metric_samples(client).get(("quartet_captured_requests_total", *dropped)) == 1)
+        images.unlink()
+        ask(client, "stored", "/v1/images/classify", content=image_bytes())
+        wait_until(lambda: [row[0] for row in stored(tmp_path)] == ["stored"])
+
+
 def test_parts_of_arrays_are_captured() -> None:
     column = np.arange(6.0).reshape(3, 2)[:, 1]  # not contiguous
     forecast = SeriesForecast(column, column, {80.0: (column, column)}, None)
