@@ -21,7 +21,7 @@ from app import store
 from app.store.version import Version
 from training.evaluation import evaluate, speed
 
-IN_MAKE_TEST = (("cnn", signal.SIGKILL), ("own-lstm", signal.SIGINT))  # the other interruptions are slow tests
+IN_MAKE_TEST = (("cnn", signal.SIGKILL), ("own-rnn", signal.SIGINT))  # the other interruptions are slow tests
 
 
 def every_kind(*main: str) -> pytest.MarkDecorator:
@@ -179,7 +179,7 @@ def split_by_folders(workspace: Path) -> None:
         (workspace / "shapes" / label).rmdir()
 
 
-@every_kind("cnn", "gated", "own-lstm")
+@every_kind("cnn", "own-rnn", "own-lstm")
 def test_no_publish_reads_no_test_part(kind: str, workspace: Path) -> None:
     if kind == "lstm":
         return  # the sine is computed, so no file has its test part
