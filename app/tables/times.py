@@ -63,7 +63,9 @@ def readings(cells: pd.Series, week: bool = False, share: float = 0.8) -> list[R
     codes, unique = pd.factorize(known)
     texts = pd.Series(unique, dtype="str").str.lower().str.replace(r"\s+", " ", regex=True).str.strip()
     sample = _split(texts.iloc[:: len(texts) // SAMPLE_CELLS + 1], week)["date"]
-    likely = [label for label in FORMATS if _parsed(sample, label).notna().mean() > share / 2]
+    shapes = {*map(_shape, sample.dropna())}  # because each attempt with a format takes a millisecond
+    likely = [label for label in FORMATS if _shape(pd.Timestamp(0).strftime(label)) in shapes
+              and _parsed(sample, label).notna().mean() > share / 2]  # fmt: skip
     if not likely:
         return []
     parts = _split(texts, week)
@@ -82,6 +84,11 @@ def readings(cells: pd.Series, week: bool = False, share: float = 0.8) -> list[R
         replace(own, times=pd.Series(own.times.to_numpy()[codes], known.index).reindex(cells.index))
         for own in reversed(distinct.values())
     ]
+
+
+def _shape(date: str) -> str:
+    """Return a date with 0 in place of each number, and a in place of each word."""
+    return re.sub("[a-z]+", "a", re.sub(r"\d+", "0", re.sub("[/ ]", "-", date.lower())))
 
 
 def _parsed(dates: pd.Series, label: str) -> pd.Series:
