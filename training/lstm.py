@@ -35,7 +35,6 @@ from training.configs.series import LSTM_PRESETS, ForecasterConfig, ForecasterFi
 from training.data import datasets
 from training.data.tables import TableOptions
 from training.evaluation import forecaster as m4
-from training.evaluation import intervals
 from training.loops import own_series
 from training.loops.fit import AveragedRecipe, fit
 from training.loops.forecaster import pretrain
@@ -279,15 +278,14 @@ def evaluate_sine(forecasts: Forecasts) -> dict[str, Any]:
     is_test = forecasts.part == "test"
     split = f"the last {count} values of the series" if is_test else f"{count} values for validation"
     errors = (forecasts.one_step() - forecasts.actual) ** 2
-    error = np.mean(errors)
     fresh = [Forecasts(forecaster, 0 if is_test else count, seed) for seed in range(1, 51)]
     fresh_error = np.mean([np.mean((each.one_step() - each.actual) ** 2) for each in fresh])
     future, noiseless = windows(forecasts.actual), windows(forecasts.noiseless)
     lower, upper = forecasts.quantiles[0].interval(95)
     inside = np.abs(forecasts.free_running - future) <= (upper - lower) / 2
     return {
-        "one_step_mse": metric(error, split, interval=intervals.bootstrap(errors)),
-        "one_step_mse_over_noise": metric(error / noise**2, f"{split}; noise variance 0.04", 3),
+        "one_step_mse": metric(errors, split),
+        "one_step_mse_over_noise": metric(errors.mean() / noise**2, f"{split}; noise variance 0.04", 3),
         "one_step_mse_over_noise_fresh": metric(
             fresh_error / noise**2, "the same values under 50 other realisations of the noise, mean", 3
         ),

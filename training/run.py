@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -32,7 +33,7 @@ from app import store
 from app.store.disk import Disk
 from app.store.version import Version, encode_weights
 from app.tasks import TASKS
-from training.evaluation import speed, test_measurements
+from training.evaluation import intervals, speed, test_measurements
 from training.limits import limits
 from training.options import Options, Part
 from training.publishing import commit, publish_once, runnable
@@ -506,9 +507,23 @@ def save_figure(figure: Any, path: F, dpi: int = 80, **options: Any) -> F:
 
 
 def metric(
-    value: float, split: str, decimals: int = 4, weights: str = "published", interval: list[float] | None = None
+    value: float | np.ndarray,
+    split: str,
+    decimals: int = 4,
+    weights: str = "published",
+    interval: list[float] | None = None,
 ) -> dict[str, Any]:
-    """Return a metric in the form of the card, rounded to ``decimals``; see ``store.Metric``."""
+    """Return a metric in the form of the card, rounded to ``decimals``; see ``store.Metric``.
+
+    For an array [N], it is the mean with its 95 % interval. The number of booleans, which have a share instead of a
+    mean, determines ``decimals``.
+    """
+    if isinstance(value, np.ndarray):
+        values, value = value, float(value.mean())
+        if values.dtype == bool:
+            decimals, interval = intervals.decimals(len(values)), intervals.wilson(value, len(values))
+        else:
+            interval = intervals.bootstrap(values)
     shown = {"value": round(float(value), decimals), "split": split, "decimals": decimals}
     return {**shown, "interval": interval, "weights": weights}
 

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from app.networks.cnn import WhitenedNet, unsmoothed
 from app.tasks.classification import ImageClassifier
 from training.data.image_dataset import Pixels
-from training.evaluation import intervals
 from training.run import metric
 
 # Limits of a temperature that is fitted to a user's images. Without limits, it would be 0 if there are few images and
@@ -44,15 +43,13 @@ def classification_metrics(probability: Tensor, labels: Tensor, split: str) -> d
     The calibration error uses 15 bins.
     """
     confidence, prediction = probability.max(dim=1)
-    correct = (prediction == labels).double()
+    correct = prediction == labels
     bins = (confidence * 15).long().clamp(max=14)
-    gaps = torch.zeros(15, dtype=torch.float64).index_add(0, bins, confidence - correct).abs()
+    gaps = torch.zeros(15, dtype=torch.float64).index_add(0, bins, confidence - correct.double()).abs()
     losses = -probability[torch.arange(len(labels)), labels].clamp(min=1e-12).log()
-    accuracy = correct.mean().item()
-    decimals, interval = intervals.decimals(len(labels)), intervals.wilson(accuracy, len(labels))
     return {
-        "accuracy": metric(accuracy, split, decimals, interval=interval),
-        "nll": metric(losses.mean().item(), split, interval=intervals.bootstrap(losses.numpy())),
+        "accuracy": metric(correct.numpy(), split),
+        "nll": metric(losses.numpy(), split),
         "calibration_error": metric(gaps.sum().item() / len(labels), split),
     }
 

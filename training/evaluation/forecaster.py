@@ -11,7 +11,7 @@ import numpy as np
 
 from app.tasks.forecasting import GlobalForecaster, QuantileForecast
 from training.data import datasets
-from training.evaluation import forecast_metrics, intervals
+from training.evaluation import forecast_metrics
 from training.evaluation.backtest import Method, Origins
 from training.run import metric, new_figure, save_figure
 
@@ -99,9 +99,7 @@ def evaluate(forecaster: GlobalForecaster, held_out: bool = False) -> dict[str, 
         forecasts = forecast_series(forecaster, past, collection.season, actual.shape[1])
         description = f"{collection.name} {part}, {len(past)} series, {actual.shape[1]} steps"
         for key, values in metrics(collection, past, actual, forecasts).items():
-            interval = intervals.bootstrap(values) if isinstance(values, np.ndarray) else None
-            name, value = f"{PREFIXES[collection.name]}_{key}", float(np.mean(values))
-            result[name] = metric(value, description, DECIMALS[key], interval=interval)
+            result[f"{PREFIXES[collection.name]}_{key}"] = metric(values, description, DECIMALS[key])
     return result
 
 

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from app.tasks.text_generation import ContinueJob, TextGenerator
 from training.data.datasets import Text
 from training.data.texts import WINDOW, encode
-from training.evaluation import intervals
 from training.evaluation.calibration import divide_logits, fit_temperature
 from training.run import metric, save_figure
 
@@ -77,11 +76,10 @@ def measure(generator: TextGenerator, text: Text, limit: int = MAX_TEST_CHARACTE
     split = (
         f"{start}the last 10 % of the text, {len(characters):,} characters, in windows of {WINDOW} from a zero state"
     )
-    losses = window_losses(generator.network, characters)
-    loss, interval = losses.mean().item(), intervals.bootstrap(losses.cpu().numpy())
+    losses = window_losses(generator.network, characters).cpu().numpy()
     return {
-        "nats_per_character": metric(loss, split, interval=interval),
-        "bits_per_character": metric(loss / math.log(2), split),
+        "nats_per_character": metric(losses, split),
+        "bits_per_character": metric(losses.mean() / math.log(2), split),
     }
 
 
@@ -93,9 +91,7 @@ def measure_held_out(network: Any, parts: Sequence[Tensor], window: int) -> dict
     if not parts or not len(parts[0]):
         return {}
     split = f"{sum(map(len, parts)):,} characters for validation, in windows of {window} from a zero state"
-    losses = window_losses(network, *parts, window=window)
-    interval = intervals.bootstrap(losses.cpu().numpy())
-    return {"nats_per_character": metric(losses.mean().item(), split, interval=interval)}
+    return {"nats_per_character": metric(window_losses(network, *parts, window=window).cpu().numpy(), split)}
 
 
 def generate(generator: TextGenerator, prompts: Sequence[str], characters: int = 400) -> list[str]:

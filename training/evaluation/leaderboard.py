@@ -121,9 +121,7 @@ class Leaderboard:
         for method in reversed(self.methods):
             errors, weights = self.errors[method.name], "other method" if method.prefix else "published"
             for key, windows in (("mase", errors.scaled), ("quantile_loss", errors.losses)):
-                value, interval = float(windows.mean()), intervals.bootstrap(windows)
-                decimals = backtest.decimals(value)
-                metrics[f"{method.prefix}{key}"] = metric(value, split, decimals, weights, interval)
+                metrics[f"{method.prefix}{key}"] = metric(windows, split, backtest.decimals(windows.mean()), weights)
             metrics[f"{method.prefix}coverage_95"] = metric(errors.coverage(95), split, 3, weights)
         return metrics
 
