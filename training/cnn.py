@@ -262,7 +262,7 @@ def publish(
     name = f"{calibration.name}, seed {calibration.seed}" if calibration else ""
     validation = config.validation if run.options.part == "validation" else None
     card = {
-        **cards.classifier(config.kind, network, images.labels),
+        **cards.fields(config.kind, network, labels=images.labels),
         "title": TITLES[config.kind],
         "data": {images.name: images.sha256},
         "ancestors": cards.ancestors(calibration, "calibration", name) if calibration else None,

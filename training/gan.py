@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     train(run, recipe)
     network, kind = recipe.averaged_generator(), "conditional-generator" if conditional else "gan-generator"
     card = {
-        **cards.generator(kind, network, images.labels if conditional else None),
+        **cards.fields(kind, network, labels=images.labels if conditional else None),
         "title": TITLES[kind],
         "data": {
             images.name: images.sha256,
@@ -191,7 +191,7 @@ def train_own(options: Options, config: ConditionalGanConfig, argv: Sequence[str
     train(run, recipe)
     network = recipe.averaged_generator(labels)
     card = {
-        **cards.generator("conditional-generator", network, dataset.classes),
+        **cards.fields("conditional-generator", network, labels=dataset.classes),
         "title": f"Generates images of {', '.join(dataset.classes)}"[:200],
         "data": dataset.data,
         "notes": (

@@ -125,7 +125,7 @@ def publish_forecaster(run: Run, config: ForecasterConfig, network: Any) -> None
     """
     sizes: ForecasterSizes = network.sizes
     card = {
-        **cards.forecaster(network),
+        **cards.fields("forecaster", network),
         "title": f"A forecaster for any series: {sizes.members} LSTMs with exponential smoothing, averaged",
         "series": {"season": None, "non_negative": True},
         "data": {collection.name: collection.sha256 for collection in (datasets.m4_hourly(), datasets.m4_weekly())},
@@ -195,7 +195,7 @@ def validation_mse(network: Any, values: Tensor) -> float:
 def publish_sine(run: Run, config: LstmConfig, series: datasets.Sine, network: Any) -> None:
     """Measure the residuals on the validation part, evaluate the network, and publish it."""
     card = {
-        **cards.window_forecaster(network),
+        **cards.fields("series-lstm", network),
         "title": "The workshop's LSTM: one layer that forecasts its noisy sine, value after value",
         "residuals": [1.0] * FREE_RUNNING_STEPS,
         "data": {"sine": series.sha256},

@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     temperature = calibrate(network, validation, window) if validation else None
     ancestors = (cards.ancestors(base.card, "base") if base else []) + (teachers.ancestors if teachers else [])
     card = {
-        **cards.language_model(config.kind, network, vocabulary),
+        **cards.fields(config.kind, network, vocabulary=vocabulary),
         "title": TITLES[config.kind],
         "data": data,
         "ancestors": ancestors or None,

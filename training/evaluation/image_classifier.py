@@ -47,7 +47,7 @@ def measured(
         folds: see ``metrics_of``.
     """
     card = {
-        **cards.classifier(fields["kind"], network, dataset.classes),
+        **cards.fields(fields["kind"], network, labels=dataset.classes),
         "title": f"Classifies images into {len(dataset.classes)} classes: {', '.join(dataset.classes)}"[:200],
         "data": dataset.data,
         **fields,

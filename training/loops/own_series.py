@@ -398,7 +398,7 @@ def card_of(own: OwnSeries, network: Any, verdict: str) -> dict[str, Any]:
         for part, (share, most) in backtest.SHARES.items()
     )
     return {
-        **cards.forecaster(network),
+        **cards.fields("forecaster", network),
         "title": f"Forecasts of {names}, one value per {table.frequency}"[:200],
         "series": own.traits.model_dump(),
         "data": own.data,
