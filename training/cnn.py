@@ -269,8 +269,10 @@ def publish(
         "held_out": config.validation,
         "notes": notes,
     }
-    classifier = run.predictor(card, network)
-    card = run.measure(card, lambda _: evaluate(classifier, validation))
+    _, held_out, _ = images.measured(config.validation)
+    card, classifier = run.measure(
+        card, network, lambda classifier, _: evaluate(classifier, validation), examples=held_out.split(100)
+    )
     run.finish(card, network, draw_samples(run.folder / "samples.png", classifier, validation))
 
 

@@ -107,8 +107,7 @@ def publish(
     run: Run, card: dict[str, Any], network: Any, evaluate: Callable[[ImageSampler, Part], dict[str, Any]]
 ) -> None:
     """Evaluate the generator with the serving code, draw samples, and publish it."""
-    sampler = run.predictor(card, network)
-    card = run.measure(card, lambda part: evaluate(sampler, part))
+    card, sampler = run.measure(card, network, evaluate)
     drawing = class_rows(sampler) if card["labels"] else sampler.parse(64, None, 0)
     columns = 10 if card["labels"] else None
     run.finish(card, network, save_grid(run.folder / "samples.png", sampler.predict([drawing])[0], columns))

@@ -20,6 +20,7 @@ class Limits:
     signal_steps: int = 0
     image_bytes: int = 2**30  # photographs with more decoded pixels in all are decoded whenever they are used
     feature_bytes: int = 2**32  # size of the folder of cached features, except for those of the current training
+    drift_window: int = 100  # requests that are compared with the validation data, which has at least as many examples
     speed_seconds: float = 0.5  # the measurement of the speed of a network takes at least this long
     generated_samples: int = 10_000  # generated images, and real images that they are compared with
     classifier_samples: int = 60_000  # generated images on which a classifier is trained

@@ -135,9 +135,9 @@ def publish_forecaster(run: Run, config: ForecasterConfig, network: Any) -> None
             f"{config.held_out_share:.0%} of the steps. {sizes.members} members of one run, averaged by quantile."
         ),
     }
-    forecaster = run.predictor(card, network)
     held_out = run.options.part == "validation"
-    card = run.measure(card, lambda _: m4.evaluate(forecaster, held_out))
+    examples = [collection.past[::2] for collection in (datasets.m4_hourly(), datasets.m4_weekly())]
+    card, forecaster = run.measure(card, network, lambda own, _: m4.evaluate(own, held_out), examples=examples)
     samples = m4.draw_samples(run.folder / "samples.png", m4.examples(forecaster, held_out))
     run.finish(card, network, samples)
 
@@ -206,9 +206,9 @@ def publish_sine(run: Run, config: LstmConfig, series: datasets.Sine, network: A
     }
     card["residuals"] = Forecasts(run.predictor(card, network), config.validation).residuals()
     held_out = config.validation if run.options.part == "validation" else 0
-    forecasts = Forecasts(run.predictor(card, network), held_out)
-    card = run.measure(card, lambda _: evaluate_sine(forecasts))
-    run.finish(card, network, m4.draw_samples(run.folder / "samples.png", forecasts.examples()))
+    card, forecaster = run.measure(card, network, lambda own, _: evaluate_sine(Forecasts(own, held_out)))
+    examples = Forecasts(forecaster, held_out).examples()
+    run.finish(card, network, m4.draw_samples(run.folder / "samples.png", examples))
 
 
 class Forecasts:

@@ -114,13 +114,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if is_own:
         names = " ".join(key.removeprefix("text:") for key in data)
         card["title"] = f"Continues a text in the manner of {names}"[:200]
-    tested = run.predictor(card, network)
 
-    def evaluate(part: Part) -> dict[str, Any]:
+    def evaluate(tested: TextGenerator, part: Part) -> dict[str, Any]:
         is_test = part == "test"
         return measure(tested, text) if is_test else measure_held_out(tested.network, validation, window)
 
-    card = run.measure(card, evaluate)
+    card, _ = run.measure(card, network, evaluate)
     if refits:
         characters = texts.encode(text.train + text.test, vocabulary)
         recipe = TextRecipe(initial, config, options, characters, vocabulary, teachers=teachers)

@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +33,7 @@ from app import store
 from app.store.disk import Disk
 from app.store.version import Version, encode_weights
 from app.tasks import TASKS
-from training.evaluation import intervals, speed, test_measurements
+from training.evaluation import intervals, references, speed, test_measurements
 from training.limits import limits
 from training.options import Options, Part
 from training.publishing import commit, publish_once, runnable
@@ -321,20 +321,33 @@ class Run:
         return TASKS[full_card.task].load(version, torch.device(self.options.device))
 
     def measure(
-        self, card: dict[str, Any], evaluate: Callable[[Part], dict[str, Any]], publish: bool = True
-    ) -> dict[str, Any]:
-        """Return the card with the metrics of ``evaluate``, on the test part or on validation data.
+        self,
+        card: dict[str, Any],
+        network: torch.nn.Module,
+        evaluate: Callable[[Any, Part], dict[str, Any]],
+        publish: bool = True,
+        examples: Iterable[Iterable[Any]] = (),
+    ) -> tuple[dict[str, Any], Any]:
+        """Return the card with the metrics of a network, and its predictor.
 
-        The test part is read only if ``publish`` is true and the options allow it. Each measurement on the test part is
-        appended to a log; see ``training.evaluation.test_measurements``.
+        Each measurement on the test part is appended to a log; see ``training.evaluation.test_measurements``.
+
+        Args:
+            card: the card without metrics.
+            network: the network.
+            evaluate: function that returns the metrics of a predictor on the test part or on validation data.
+            publish: whether the network may be published. The test part is read only if the options allow it, too.
+            examples: batches of validation data, from which the reference of the drift is computed.
         """
-        part = self.options.part if publish else "validation"
-        card = {**card, "metrics": evaluate(part)}
+        predictor, part = self.predictor(card, network), self.options.part if publish else "validation"
+        card = {**card, "metrics": evaluate(predictor, part)}
         if part == "test":
             full_card = {"name": self.options.name, **self.provenance(), **card}
             earlier = test_measurements.record(self.options.runs, full_card, self.folder.name)
             card["earlier_readings"] = earlier or None
-        return card
+        if publish and self.options.publish:
+            card["reference"] = references.reference_of(predictor, examples)
+        return card, predictor
 
     def finish(
         self,

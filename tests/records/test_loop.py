@@ -23,7 +23,6 @@ from support.waiting import wait_until
 
 from app.settings import Settings
 from app.store import Store
-from training.evaluation import references
 
 NAME, LABELLED, NEW = "digits", 500, 200
 
@@ -79,7 +78,6 @@ def test_a_version_trained_on_captured_requests_replaces_the_old_one(tmp_path: P
         examples = [(label, png(ImageOps.invert(image))) for label, image in digits(client, LABELLED + NEW)]
     Random(0).shuffle(examples)
     quartet("train", "cnn", "--images", tmp_path / "images", "--name", NAME, "--minutes", 0.5)
-    references.main(["--store", str(folder), NAME])
     settings = Settings(port=0, store=folder, records_folder=records, capture=NAME)
     with serving(settings) as client:
         send(client, examples[:LABELLED], "first")

@@ -1,31 +1,31 @@
-"""`training.evaluation.references`: the reference of the validation data on a card."""
+"""The reference on a card, which trainings and `training.evaluation.references` write from the validation data."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.trainings import KINDS
+from support.trainings import KINDS, set_limits
 
 from app.store import Store
 from training.evaluation import references
 
 
 @pytest.mark.parametrize("kind", ["own-cnn", "cnn"])
-def test_the_reference_has_all_features_and_usual_shares(
-    finished: Callable[[str], Path], tmp_path: Path, kind: str
+def test_a_training_writes_the_reference_that_the_command_writes(
+    kind: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models, name = tmp_path / "models_store", KINDS[kind].model
-    shutil.copytree(finished(kind) / "models_store", models)
-    before = Store(models).card(name, 1)
-    assert references.main([name, "--store", str(models), "--window", "4"]) == 0
-    card = Store(models).card(name, 1)
-    assert card.model_copy(update={"reference": None}) == before
-    assert card.reference
-    features = card.reference.features
-    assert list(features) == ["brightness", "contrast", "sharpness", "confidence", "label"]
-    assert len({sum(each.counts) for each in features.values()}) == 1  # each example is in one bin of each feature
-    assert len(features["label"].counts) == len(card.labels or [])
-    Store(models).verify(name, 1)
+    name = KINDS[kind].model
+    KINDS[kind].train(workspace, "--no-refit" if KINDS[kind].own else "--no-activate")
+    assert Store(Path("models_store")).card(name, 1).reference is None  # fewer than 100 validation images
+    with pytest.raises(SystemExit):
+        references.main([name])
+    set_limits(monkeypatch, drift_window=4)
+    assert references.main([name]) == 0
+    written = Store(Path("models_store")).verify(name, 1).card.reference
+    assert written
+    assert list(written.features) == ["brightness", "contrast", "sharpness", "confidence", "label"]
+    assert len({sum(each.counts) for each in written.features.values()}) == 1  # an example is in one bin of each feature
+    assert len(written.features["label"].counts) == len(Store(Path("models_store")).card(name, 1).labels or [])
+    KINDS[kind].train(workspace, "--no-refit" if KINDS[kind].own else "--no-activate", "--name", "again")
+    assert Store(Path("models_store")).card("again", 1).reference == written

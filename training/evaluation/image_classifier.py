@@ -57,7 +57,13 @@ def measured(
         indices, probability, folds = dataset.split()[2], None, None
     if probability is None:
         probability = served_probabilities(classifier, subset(dataset.images, indices))
-    card = run.measure(card, lambda part: metrics_of(probability, classifier, dataset, indices, part, folds))
+    validation = subset(dataset.images, dataset.split()[1])
+    card, _ = run.measure(
+        card,
+        network,
+        lambda _, part: metrics_of(probability, classifier, dataset, indices, part, folds),
+        examples=validation.split(100),
+    )
     return card, plot_predictions(run.folder, dataset, indices, probability)
 
 

@@ -1,10 +1,10 @@
-"""Write the features of the validation data into model cards, so that the service can report drift.
+"""Write the features of the validation data into the cards of published versions, so that the service reports drift.
 
     python -m training.evaluation.references [--store DIR] NAME ...
 
-It reads the active version of each model. The thresholds are calibrated so that one window in 200 has a feature
-above its threshold: 2,000 times, a random half of the validation data gives the histograms, and a window is
-drawn from the other half.
+A training calls ``reference_of`` itself. The command is for the active versions of models that have no reference. The
+thresholds are calibrated so that one window in 200 has a feature above its threshold: 2,000 times, a random half of the
+validation data gives the histograms, and a window is drawn from the other half.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,11 @@ from app.tasks.classification import ClassifyJob
 from app.tasks.forecasting import ForecastJob
 from training.data import datasets
 from training.data.image_dataset import subset
-from training.evaluation.evaluate import own_data
+from training.limits import limits
 from training.options import STORE, STORE_HELP
 
 BINS, WINDOWS = 10, 2000
 FALSE_ALARMS = 0.005  # half of the aim, because test data differ from validation data a little
-VALIDATION_IMAGES = 5000
 MIN_INDEX = 0.05  # a smaller population stability index is no drift, also if the validation data never change
 
 
@@ -42,6 +41,8 @@ def examples(card: store.Card, models: Path, part: str) -> list[Any]:
 
     Of M4, the even-numbered series are for validation, and the odd-numbered ones are for testing.
     """
+    from training.evaluation.evaluate import own_data  # imported here, because trainings import this module
+
     if own := own_data(card, models):
         images = subset(own.images, own.split()[1 if part == "validation" else 2])
         return [image for batch in images.split(500) for image in batch]
@@ -49,7 +50,7 @@ def examples(card: store.Card, models: Path, part: str) -> list[Any]:
     for name in card.data:
         data = getattr(datasets, name)()
         if isinstance(data, datasets.Images):
-            found += data.measured(VALIDATION_IMAGES if part == "validation" else None)[1]
+            found += data.measured(card.held_out if part == "validation" else None)[1]
         elif isinstance(data, datasets.Collection):
             found += data.past[part == "test" :: 2]
     return found
@@ -67,8 +68,15 @@ def rows_of(predictor: Any, inputs: Sequence[Any]) -> list[Features]:
     return rows
 
 
-def reference_of(rows: Sequence[Features], window: int, classes: int) -> Reference:
-    """Return the histograms and thresholds of the features of validation data."""
+def reference_of(predictor: Any, batches: Iterable[Iterable[Any]]) -> dict[str, Any] | None:
+    """Return the histograms and thresholds of the features of batches of validation data, in the form of the card.
+
+    Return None if there are fewer examples than a window has requests.
+    """
+    rows = [row for batch in batches for row in rows_of(predictor, list(batch))]
+    window, classes = limits().drift_window, len(predictor.card.labels or [])
+    if len(rows) < window:
+        return None
     table = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     edges = {name: np.unique(np.quantile(each, np.arange(1, BINS) / BINS)) for name, each in table.items()}
     if "label" in table:
@@ -92,7 +100,7 @@ def reference_of(rows: Sequence[Features], window: int, classes: int) -> Referen
     found = {
         name: histogram(name, everything, float(f"{limit:.4g}")) for name, limit in zip(table, thresholds, strict=True)
     }
-    return Reference(window=window, features=found)
+    return Reference(window=window, features=found).model_dump()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,7 +108,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", metavar="NAME", help="models")
     parser.add_argument("--store", metavar="DIR", type=Path, default=STORE, help=STORE_HELP)
-    parser.add_argument("--window", type=int, default=100, help="requests that are compared (default: %(default)s)")
     options = parser.parse_args(argv)
     models = Store(options.store)
     for name in options.names:
@@ -110,9 +117,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(str(error))
         predictor: Any = TASKS[version.card.task].load(version, torch.device("cpu"))
         path = models.path(name, version.card.version) / store.CARD
-        rows = rows_of(predictor, examples(version.card, options.store, "validation"))
-        reference = reference_of(rows, options.window, len(version.card.labels or []))
-        content = {**json.loads(path.read_bytes()), "reference": reference.model_dump()}
+        rows = examples(version.card, options.store, "validation")
+        if (reference := reference_of(predictor, [rows])) is None:
+            parser.error(f"{version.label} has only {len(rows)} validation examples")
+        content = {**json.loads(path.read_bytes()), "reference": reference}
         with models.disk.lock(models.folder):
             models.disk.replace(path, store.card_text(content))
         print(f"{name}@{version.card.version}: reference of {len(rows):,} validation examples", flush=True)

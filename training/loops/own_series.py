@@ -425,7 +425,7 @@ def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], st
     tests = run.options.part == "test" and (publishes or run.options.backtest)
     if tests:
         board = compare(forecaster, own, "test")
-    card = run.measure(card_of(own, network, reason), lambda _: board.card_metrics(), tests)
+    card, _ = run.measure(card_of(own, network, reason), network, lambda *_: board.card_metrics(), tests)
     draw_samples(run.folder / "samples.png", board.examples())
     if run.options.backtest:
         report.write(run.folder, board, run.command)

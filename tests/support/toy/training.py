@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "data": {},
         "notes": "",
     }
-    classifier = run.predictor(card, network)
-    card = run.measure(card, lambda part: evaluate(classifier, VALIDATION if part == "validation" else TEST))
+    card, _ = run.measure(
+        card, network, lambda classifier, part: evaluate(classifier, VALIDATION if part == "validation" else TEST)
+    )
     run.finish(card, network)
