@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -82,9 +83,9 @@ def cosine_schedule(done: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of all parameter groups."""
+    """Set the learning rate of all parameter groups: ``rate``, times ``initial`` if a group has this key."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("initial", 1.0)
 
 
 def derive_seed(seed: int, *keys: object) -> int:
@@ -286,13 +287,11 @@ class Run:
         records = [json.loads(line) for line in log_lines(self.folder / "metrics.jsonl")]
         if not records:
             return []
-        names = list(dict.fromkeys(name for record in records for name in record if name not in ("step", "epoch")))
-        figure = new_figure(4.2 * len(names), 3.2)
-        axes = figure.subplots(1, len(names), squeeze=False)[0]
-        for name, axis in zip(names, axes, strict=True):
-            points = [(record["step"], record[name]) for record in records if name in record]
-            axis.plot(*zip(*points, strict=True), linewidth=1.2)
-            axis.set(title=name.replace("_", " "), xlabel="step")
+        log = pd.DataFrame(records).set_index("step")
+        figure = new_figure(4.2 * len(log.columns), 3.2)
+        for name, axis in zip(log, figure.subplots(1, len(log.columns), squeeze=False)[0], strict=True):
+            axis.plot(log[name].dropna(), linewidth=1.2)
+            axis.set(title=str(name).replace("_", " "), xlabel="step")
             axis.grid(alpha=0.3)
         return [save_figure(figure, self.folder / "curves.png")]
 
@@ -534,7 +533,7 @@ def metric(
     if isinstance(value, np.ndarray):
         values, value = value, float(value.mean())
         if values.dtype == bool:
-            decimals, interval = intervals.decimals(len(values)), intervals.wilson(value, len(values))
+            decimals, interval = intervals.decimals(len(values)), intervals.wilson(values)
         else:
             interval = intervals.bootstrap(values)
     shown = {"value": round(float(value), decimals), "split": split, "decimals": decimals}

@@ -29,7 +29,6 @@ from training.data.datasets import DataError
 from training.data.image_dataset import keep_trainable
 from training.evaluation import evaluate
 from training.evaluation.image_classifier import (
-    average_precision,
     best_thresholds,
     cross_fitted_thresholds,
     multi_label_metrics,
@@ -332,22 +331,17 @@ def test_the_head_follows_the_frequencies_of_the_classes() -> None:
     assert head(features).softmax(dim=1)[:, 1].mean().item() == pytest.approx(0.1, abs=0.03)
 
 
-def test_average_precision_and_thresholds() -> None:
-    probability = torch.tensor([[0.9], [0.8], [0.3], [0.2]])
-    present = torch.tensor([[True], [False], [True], [False]])
-    assert average_precision(probability[:, 0], present[:, 0]).item() == pytest.approx((1 + 2 / 3) / 2)
-    tied = torch.tensor([0.9, 0.5, 0.5, 0.5])
-    for order in ([True, True, False, False], [True, False, False, True]):  # the order of equal probabilities
-        assert average_precision(tied, torch.tensor(order)).item() == pytest.approx((1 + 2 / 4) / 2)
-    assert best_thresholds(probability, torch.tensor([[True], [True], [True], [False]])) == [0.25]
-    assert best_thresholds(probability, torch.tensor([[True], [True], [False], [False]])) == [0.5]
+def test_the_threshold_of_a_label_has_the_highest_f1() -> None:
+    probability = torch.tensor([0.9, 0.8, 0.3, 0.2]).view(-1, 1).repeat(1, 3)
+    present = torch.tensor([[True] * 3, [True] * 3, [True, False, False], [False] * 3]) & torch.tensor([1, 1, 0]).bool()
+    assert best_thresholds(probability, present) == [0.25, 0.5, 0.5]
 
 
 def test_thresholds_are_not_fitted_to_the_images_that_they_are_measured_on() -> None:
-    probability = torch.tensor([[0.2], [0.8], [0.1], [0.6]])
-    present, folds = torch.tensor([[True], [True], [False], [False]]), torch.tensor([0, 1, 0, 1])
+    probability = torch.tensor([[0.2], [0.8], [0.1], [0.6]]).repeat(1, 2)
+    present, folds = torch.tensor([[True], [True], [False], [False]]).repeat(1, 2), torch.tensor([0, 1, 0, 1])
     thresholds = cross_fitted_thresholds(probability, present, folds)
-    assert thresholds.flatten().tolist() == pytest.approx([0.65, 0.15, 0.65, 0.15])
+    assert thresholds[:, 0].tolist() == pytest.approx([0.65, 0.15, 0.65, 0.15])
     assert multi_label_metrics(probability, present, thresholds, "")["f1"]["value"] == 0.5
 
 

@@ -25,7 +25,7 @@ def test_a_training_writes_the_reference_that_the_command_writes(
     written = Store(Path("models_store")).verify(name, 1).card.reference
     assert written
     assert list(written.features) == ["brightness", "contrast", "sharpness", "confidence", "label"]
-    assert len({sum(each.counts) for each in written.features.values()}) == 1  # an example is in one bin of each feature
+    assert len({sum(each.counts) for each in written.features.values()}) == 1  # each example counts once
     assert len(written.features["label"].counts) == len(Store(Path("models_store")).card(name, 1).labels or [])
     KINDS[kind].train(workspace, "--no-refit" if KINDS[kind].own else "--no-activate", "--name", "again")
     assert Store(Path("models_store")).card("again", 1).reference == written

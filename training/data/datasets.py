@@ -7,14 +7,16 @@ python -m training.data        # download all missing data sets
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -57,6 +59,14 @@ class DataError(SystemExit):
 def shorten(names: Sequence[str]) -> str:
     """Return the first five names."""
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def print_first(lines: Sequence[str], most: int, file: str) -> None:
+    """Print the first lines of a list that ``file`` in the folder of the run has completely."""
+    for line in lines[:most]:
+        print(f"  {line}")
+    if len(lines) > most:
+        print(f"  ... and {len(lines) - most:,} more; all are in {file} in the run folder")
 
 
 def is_hidden(file: Path, folder: Path) -> bool:
@@ -200,16 +210,15 @@ def _m4(kind: str, season: int) -> Collection:
     for part in ("train", "test"):
         content = _file(f"m4/{kind}-{part}.csv").read_bytes()
         digest.update(content)
-        lines = csv.reader(content.decode("utf-8").splitlines()[1:])
-        rows = [[float(cell) for cell in line[1:] if cell] for line in lines]  # the first column names the series
-        parts.append([torch.tensor(row, dtype=torch.float64) for row in rows])
+        rows = pd.read_csv(io.BytesIO(content)).iloc[:, 1:].to_numpy(dtype=float)  # the first column names the series
+        parts.append([torch.from_numpy(row[~np.isnan(row)]) for row in rows])
     return Collection(f"m4_{kind.lower()}", season, parts[0], torch.stack(parts[1]), digest.hexdigest())
 
 
 def _column(name: str, column: str) -> Series:
     content = _file(name).read_bytes()
-    values = [float(row[column]) for row in csv.DictReader(content.decode("utf-8").splitlines())]
-    return Series(torch.tensor(values, dtype=torch.float64), hashlib.sha256(content).hexdigest())
+    values = torch.from_numpy(pd.read_csv(io.BytesIO(content))[column].to_numpy(dtype=float))
+    return Series(values, hashlib.sha256(content).hexdigest())
 
 
 def _images(name: str, labels: list[str]) -> Images:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from app.tasks.image_codecs import ImageDecoder
-from training.data.datasets import DataError
+from training.data.datasets import DataError, print_first
 
 MAX_PIXELS = 10**8  # images with more pixels are skipped
 
@@ -128,14 +128,12 @@ class ImageDataset:
         return ", ".join(f"{name} ({count:,})" for name, count in zip(self.classes, self.counts, strict=True))
 
     def select(self, keep: Tensor) -> ImageDataset:
-        """Return the images where ``keep`` [N] is true. Classes without images are removed."""
+        """Return the images where ``keep`` [N] is true, of a dataset with one label for each image.
+
+        Classes without images are removed.
+        """
         indices = keep.nonzero().flatten().tolist()
-        labels = self.labels[keep]
-        if self.multi_label:
-            used = labels.any(dim=0).nonzero().flatten()
-            labels = labels[:, used]
-        else:
-            used, labels = labels.unique(return_inverse=True)
+        used, labels = self.labels[keep].unique(return_inverse=True)
         return replace(
             self,
             classes=[self.classes[index] for index in used.tolist()],
@@ -269,7 +267,4 @@ def _keep_large_classes(dataset: ImageDataset, path: Path, classes: int) -> Imag
 def print_summary(dataset: ImageDataset) -> None:
     """Print the classes and the first skipped files."""
     print(f"{len(dataset.labels):,} different images of {len(dataset.classes)} classes: {dataset.describe_classes()}")
-    for reason in dataset.skipped[:MAX_PRINTED]:
-        print(f"  skipped: {reason}")
-    if len(dataset.skipped) > MAX_PRINTED:
-        print(f"  ... and {len(dataset.skipped) - MAX_PRINTED:,} more, listed in skipped.txt in the run's folder")
+    print_first([f"skipped: {reason}" for reason in dataset.skipped], MAX_PRINTED, "skipped.txt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,18 +53,18 @@ def measured(
         "data": dataset.data,
         **fields,
     }
-    classifier = run.predictor(card, network)
     if run.options.part == "test":
         indices, probability, folds = dataset.split()[2], None, None
-    if probability is None:
-        probability = served_probabilities(classifier, subset(dataset.images, indices))
+
+    def evaluate(classifier: ImageClassifier, part: Part) -> dict[str, Any]:
+        nonlocal probability
+        if probability is None:
+            probability = served_probabilities(classifier, subset(dataset.images, indices))
+        return metrics_of(probability, classifier, dataset, indices, part, folds)
+
     validation = subset(dataset.images, dataset.split()[1])
-    card, _ = run.measure(
-        card,
-        network,
-        lambda _, part: metrics_of(probability, classifier, dataset, indices, part, folds),
-        examples=validation.split(100),
-    )
+    card, _ = run.measure(card, network, evaluate, examples=validation.split(100))
+    assert probability is not None
     return card, plot_predictions(run.folder, dataset, indices, probability)
 
 
@@ -128,35 +129,21 @@ def multi_label_metrics(
         split: description of these images for the card.
         origin: description of the thresholds for the card.
     """
-    tested = labels.any(dim=0).nonzero().flatten().tolist()
-    precision = [average_precision(probability[:, at], labels[:, at]).item() for at in tested]
-    predicted = probability >= thresholds
-    hits = (predicted & labels).sum().item()
-    f1 = 2 * hits / max(1, int(predicted.sum()) + int(labels.sum()))
+    from sklearn.metrics import average_precision_score, f1_score  # imported here, because it takes 1 s
+
+    predicted, tested = probability >= thresholds, labels.any(dim=0)
     exact = (predicted == labels).all(dim=1)
     loss = -torch.where(labels, probability, 1 - probability).clamp(min=1e-12).log().mean().item()
-    mean = sum(precision) / max(1, len(precision))
-    metrics = {"mean_average_precision": metric(mean, f"{split}, {len(precision)} labels")} if precision else {}
+    metrics = {}
+    if tested.any():
+        mean = average_precision_score(labels[:, tested], probability[:, tested])
+        metrics["mean_average_precision"] = metric(mean, f"{split}, {int(tested.sum())} labels")
+    f1 = f1_score(labels, predicted, average="micro", zero_division=0)
     return metrics | {
         "f1": metric(f1, f"{split}, {origin}"),
         "nll": metric(loss, f"{split}, for each label"),
         "exact_match": metric(exact.numpy(), f"{split}: all labels correct, {origin}"),
     }
-
-
-def average_precision(probability: Tensor, present: Tensor) -> Tensor:
-    """Return the average precision of one label.
-
-    ``present`` [N] states whether an image has the label. The images are sorted by decreasing probability [N]. The
-    result is the mean of the precisions at the images that have the label. Images with equal probabilities have the
-    same precision: the precision after the last of them.
-    """
-    ordered, indices = probability.sort(descending=True)
-    order = present[indices].double()
-    precision = order.cumsum(dim=0) / torch.arange(1, len(order) + 1)
-    counts = ordered.unique_consecutive(return_counts=True)[1]
-    precision = precision[counts.cumsum(dim=0) - 1].repeat_interleave(counts)
-    return (precision * order).sum() / order.sum()
 
 
 def best_thresholds(probability: Tensor, present: Tensor) -> list[float]:
@@ -165,11 +152,11 @@ def best_thresholds(probability: Tensor, present: Tensor) -> list[float]:
     If several thresholds are equally good, and 0.5 is one of them, 0.5 is returned. For a label that no image has, all
     thresholds are equally good.
     """
-    candidates = torch.cat([torch.tensor([0.5]), torch.arange(0.05, 1.0, 0.05)]).to(probability.dtype)
-    predicted = probability.unsqueeze(0) >= candidates.view(-1, 1, 1)  # [candidates, N, classes]
-    hits = (predicted & present).sum(dim=1).double()
-    f1 = 2 * hits / (predicted.sum(dim=1) + present.sum(dim=0)).clamp(min=1)
-    return [round(value, 2) for value in candidates[f1.argmax(dim=0)].tolist()]
+    from sklearn.metrics import f1_score
+
+    candidates = [0.5, *(step / 20 for step in range(1, 20))]
+    f1 = [f1_score(present, probability >= each, average=None, zero_division=0) for each in candidates]
+    return [candidates[best] for best in np.argmax(f1, axis=0)]
 
 
 def cross_fitted_thresholds(probability: Tensor, present: Tensor, folds: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ SCORE = NormalDist().inv_cdf(0.975)
 RESAMPLES = 2000  # of a bootstrap
 
 
-def wilson(share: float, count: int) -> list[float]:
-    """Return the Wilson interval of a share of ``count`` samples (Wilson 1927)."""
-    spread = SCORE**2 / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
-    return [round(middle - half, 4), round(middle + half, 4)]
+def wilson(correct: np.ndarray) -> list[float]:
+    """Return the Wilson interval of the share of booleans [N] that are true (Wilson 1927)."""
+    from scipy.stats import binomtest  # imported here, because it takes 0.5 s
+
+    bounds = binomtest(int(correct.sum()), len(correct)).proportion_ci(method="wilson")
+    return [round(float(bound), 4) for bound in bounds]
 
 
 def bootstrap(values: np.ndarray) -> list[float] | None:

@@ -27,9 +27,7 @@ def windows(parts: Sequence[Tensor], window: int = WINDOW) -> Tensor:
 
     Each window overlaps the next window of its part by one character, because the first character is not predicted.
     """
-    return torch.stack(
-        [part[start : start + window + 1] for part in parts for start in range(0, len(part) - window, window)]
-    ).long()
+    return torch.cat([part.unfold(0, window + 1, window) for part in parts]).long()
 
 
 def window_logits(network: Any, characters: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -18,7 +18,7 @@ from training.configs.classifiers import AirbenchConfig
 from training.data.image_batches import corrupted, masked, random_shifts, shift_and_mirror
 from training.loops.classifier import ClassifierRecipe
 from training.loops.fit import autocast, descend
-from training.run import derive_seed
+from training.run import derive_seed, set_learning_rate
 
 MOMENTUM = 0.85
 BIAS_FACTOR = 64  # factor of the learning rate for the biases of the batch norms
@@ -49,7 +49,8 @@ def sgd(network: nn.Module, rate: float, decay: float, batch: int) -> torch.opti
     """Return an SGD optimizer with Nesterov momentum, for a loss that is summed over the batch.
 
     ``rate`` and ``decay`` are given per 1,024 images, so they do not depend on the momentum and the batch size. The
-    effect of ``decay`` does not depend on ``rate``. Each parameter group stores its peak learning rate as ``initial``.
+    effect of ``decay`` does not depend on ``rate``. ``set_learning_rate`` multiplies the peak learning rate of each
+    parameter group, ``initial``.
     """
     per_image = 1 / (1024 * (1 + 1 / (1 - MOMENTUM)))
     rate, decay = rate * per_image, decay * batch * per_image
@@ -130,15 +131,9 @@ class Selector:
             losses = F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing, reduction="none")
         selected = losses.detach().topk(min(self.count, len(losses))).indices
         if train:
-            set_rates(self.optimizer, rate)
+            set_learning_rate(self.optimizer, rate)
             descend(self.optimizer, losses[selected].sum())
         return selected
-
-
-def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rates of an optimizer of ``sgd``. ``rate``: factor of the peak learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial"] * rate
 
 
 class AirbenchRecipe(ClassifierRecipe):
@@ -180,7 +175,7 @@ class AirbenchRecipe(ClassifierRecipe):
         with autocast(images.device):
             logits = network.scores(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing, reduction="sum")
-        set_rates(self.optimizer, rate)
+        set_learning_rate(self.optimizer, rate)
         descend(self.optimizer, loss)
         self.slow.update(network, step, done)
         return loss / len(labels)

@@ -226,8 +226,9 @@ def test_a_class_without_images_for_training_is_rejected(several: bool, parts: b
     )
     with pytest.raises(DataError, match=f"^pets: no images for training of cow, pig; {hint}$"):
         image_dataset.keep_trainable(dataset, Path("pets"))
-    kept = dataset.select(~in_test)
-    assert image_dataset.keep_trainable(kept, Path("pets")).classes == ["cat", "dog"]
+    if not several:
+        kept = dataset.select(~in_test)
+        assert image_dataset.keep_trainable(kept, Path("pets")).classes == ["cat", "dog"]
 
 
 def test_the_channels_of_generated_images_follow_the_training_images(workspace: Path) -> None:
