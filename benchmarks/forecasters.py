@@ -13,7 +13,7 @@ bootstrap interval over the forecasts.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,7 @@ from app.tasks.forecasting import GlobalForecaster, QuantileForecast
 from benchmarks.support import report
 from benchmarks.support.servers import ROOT
 from training.data import datasets
-from training.evaluation import forecast_metrics
-from training.evaluation.backtest import Method, Origins
+from training.evaluation.backtest import Method, Origins, origins_of
 from training.evaluation.classical import CLASSICAL
 from training.evaluation.forecaster import served
 from training.evaluation.leaderboard import INTERVAL, change
@@ -81,20 +80,6 @@ def windows(values: np.ndarray, start: int, horizon: int, step: int) -> list[tup
         (values[max(origin - MAX_PAST, 0) : origin], values[origin : origin + horizon])
         for origin in range(start % len(values), len(values) - horizon + 1, step)
     ]
-
-
-def origins_of(series: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], season: int) -> Origins:
-    """Return the origins of all windows of all series. The MASE scale of a window is that of its past."""
-    flat = [(number, past, actual) for number, own in enumerate(series) for past, actual in own]
-    pasts = [past for _, past, _ in flat]
-    return Origins(
-        pasts,
-        np.stack([actual for *_, actual in flat]),
-        np.array([forecast_metrics.mase_scale(past, season) for past in pasts]),
-        season,
-        [(number, len(past)) for number, past, _ in flat],
-        [],
-    )
 
 
 def row(name: str, origins: Origins, method: Method, forecasts: list[QuantileForecast], own: np.ndarray) -> list[Any]:

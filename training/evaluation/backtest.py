@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -75,11 +75,10 @@ class Origins:
     def subset(self, max_origins: int) -> Origins:
         """Return at most ``max_origins`` of the origins, evenly spaced."""
         indices = np.linspace(0, len(self.past) - 1, min(max_origins, len(self.past))).round().astype(int)
-        past = [self.past[index] for index in indices]
-        places = [self.places[index] for index in indices]
-        covariates = [self.covariates[index] for index in indices]
-        scales = self.mase_scale[indices]
-        return Origins(past, self.actual[indices], scales, self.season, places, covariates)
+        lists: dict[str, Any] = {
+            name: [getattr(self, name)[at] for at in indices] for name in ("past", "places", "covariates")
+        }
+        return replace(self, actual=self.actual[indices], mase_scale=self.mase_scale[indices], **lists)
 
     def errors(self, forecasts: Sequence[QuantileForecast]) -> forecast_metrics.Errors:
         """Return the errors of forecasts from all origins."""
@@ -204,6 +203,20 @@ def origins(splits: Sequence[Split], season: int, horizon: int, part: HeldOut) -
     if not past:
         raise DataError(f"no series has values in the {part} part, so no forecast can be measured")
     return Origins(past, np.stack(actual), np.array(scales), season, places, covariates)
+
+
+def origins_of(series: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], season: int) -> Origins:
+    """Return the origins of all windows of all series. The MASE scale of a window is that of its past."""
+    flat = [(number, past, actual) for number, own in enumerate(series) for past, actual in own]
+    pasts = [past for _, past, _ in flat]
+    return Origins(
+        pasts,
+        np.stack([actual for *_, actual in flat]),
+        np.array([forecast_metrics.mase_scale(past, season) for past in pasts]),
+        season,
+        [(number, len(past)) for number, past, _ in flat],
+        [],
+    )
 
 
 def observed_end(series: Series, end: int) -> int:

@@ -181,11 +181,11 @@ def selected(parser: argparse.ArgumentParser, models: Path, names: Sequence[str]
     """
     if not models.is_dir():
         parser.error(f"--store is {str(models)!r}, which is not a folder")
-    versions = list(Store(models).versions())
-    labels = [f"{name}@{number}" for name, number in versions]
-    if unknown := [text for text in names if text not in labels and text not in dict(versions)]:
-        parser.error(f"{models} has no {unknown[0]}; it has {', '.join(labels) or 'nothing'}")
-    return [(name, n) for name, n in versions if not names or name in names or f"{name}@{n}" in names]
+    versions = {f"{name}@{number}": (name, number) for name, number in Store(models).versions()}
+    for text in names:
+        if text not in versions and text not in dict(versions.values()):
+            parser.error(f"{models} has no {text}; it has {', '.join(versions) or 'nothing'}")
+    return [key for label, key in versions.items() if not names or label in names or key[0] in names]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

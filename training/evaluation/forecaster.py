@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from app.tasks.forecasting import GlobalForecaster, QuantileForecast
 from training.data import datasets
-from training.evaluation import forecast_metrics
+from training.evaluation import backtest, forecast_metrics
 from training.evaluation.backtest import Method, Origins
 from training.run import metric, new_figure, save_figure
 
@@ -59,58 +59,47 @@ def served(name: str, forecaster: GlobalForecaster, explanation: str, prefix: st
     return Method(name, prefix, explanation, forecast)
 
 
-def metrics(
-    collection: datasets.Collection, past: list[np.ndarray], actual: np.ndarray, forecasts: list[QuantileForecast]
-) -> dict[str, float | np.ndarray]:
-    """Return the metrics of forecasts of N series; arrays [N] have the metrics of each series.
-
-    ``actual`` [N, horizon]: the actual values.
-    """
-    scale = np.array([forecast_metrics.mase_scale(values, collection.season) for values in past])
-    errors = forecast_metrics.Errors(actual, scale, forecasts)
-    return {
-        "smape": errors.smape,
-        "mase": errors.scaled,
-        "wql": errors.wql,
-        "msis": errors.msis,
-        "coverage_95": errors.coverage(95),
-        "owa": forecast_metrics.owa(collection.name, errors.smape.mean(), errors.mase),
-    }
-
-
-def last_horizons(collection: datasets.Collection, held_out: bool) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return the values before the test parts of the series, and the test parts [N, horizon].
+def last_horizons(held_out: bool) -> Iterator[tuple[datasets.Collection, Origins]]:
+    """Yield both M4 collections with one origin for each series, before its test part.
 
     If ``held_out``, the last horizons of the training parts take the place of the test parts.
     """
-    past, future = [series.numpy() for series in collection.past], collection.future.numpy()
-    if not held_out:
-        return past, future
-    horizon = future.shape[1]
-    return [series[:-horizon] for series in past], np.stack([series[-horizon:] for series in past])
+    for collection in (datasets.m4_hourly(), datasets.m4_weekly()):
+        past, future = [series.numpy() for series in collection.past], list(collection.future.numpy())
+        if held_out:
+            horizon = len(future[0])
+            past, future = [series[:-horizon] for series in past], [series[-horizon:] for series in past]
+        yield collection, backtest.origins_of([[part] for part in zip(past, future, strict=True)], collection.season)
 
 
 def evaluate(forecaster: GlobalForecaster, held_out: bool = False) -> dict[str, Any]:
     """Return the metrics on the test parts of M4, or on the last horizons of the training parts if ``held_out``."""
     result: dict[str, Any] = {}
     part = "last horizon of the training part" if held_out else "test part"
-    for collection in (datasets.m4_hourly(), datasets.m4_weekly()):
-        past, actual = last_horizons(collection, held_out)
-        forecasts = forecast_series(forecaster, past, collection.season, actual.shape[1])
-        description = f"{collection.name} {part}, {len(past)} series, {actual.shape[1]} steps"
-        for key, values in metrics(collection, past, actual, forecasts).items():
-            result[f"{PREFIXES[collection.name]}_{key}"] = metric(values, description, DECIMALS[key])
+    for collection, origins in last_horizons(held_out):
+        errors = origins.errors(served("", forecaster, "").forecast(origins))
+        description = f"{collection.name} {part}, {len(origins.past)} series, {origins.horizon} steps"
+        values: dict[str, float | np.ndarray] = {
+            "smape": errors.smape,
+            "mase": errors.scaled,
+            "wql": errors.wql,
+            "msis": errors.msis,
+            "coverage_95": errors.coverage(95),
+            "owa": forecast_metrics.owa(collection.name, errors.smape.mean(), errors.mase),
+        }
+        for key, value in values.items():
+            result[f"{PREFIXES[collection.name]}_{key}"] = metric(value, description, DECIMALS[key])
     return result
 
 
 def examples(forecaster: GlobalForecaster, held_out: bool = False) -> list[Example]:
     """Return four series of each M4 collection with their forecasts. ``evaluate`` explains ``held_out``."""
     result = []
-    for collection in (datasets.m4_hourly(), datasets.m4_weekly()):
-        past, actual = last_horizons(collection, held_out)
-        for number in range(0, len(past), -(-len(past) // 4)):
-            (forecast,) = forecast_series(forecaster, [past[number]], collection.season, actual.shape[1])
-            result.append(Example(f"{collection.name}, series {number + 1}", past[number], actual[number], forecast))
+    for collection, origins in last_horizons(held_out):
+        for number in range(0, len(origins.past), -(-len(origins.past) // 4)):
+            past, actual = origins.past[number], origins.actual[number]
+            (forecast,) = forecast_series(forecaster, [past], collection.season, origins.horizon)
+            result.append(Example(f"{collection.name}, series {number + 1}", past, actual, forecast))
     return result
 
 

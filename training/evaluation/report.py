@@ -70,7 +70,7 @@ def _page(board: Leaderboard, command: str) -> str:
             f"<h1>{escape(title)}</h1>",
             f'<p class="verdict">{escape(board.verdict())}</p>',
             "<h2>Errors</h2>",
-            _table([_errors(board, name) for name in board.ranking]),
+            pd.DataFrame([_errors(board, name) for name in board.ranking]).to_html(index=False, border=0),
             "<p>The quantile loss rates the whole distribution, and the mean absolute scaled error (MASE) its median. "
             "Both are in units of the mean difference between values one season apart. For both, lower is better. The "
             f"differences of the quantile loss from that of {escape(board.own)} have {INTERVAL} % intervals from a "
@@ -103,10 +103,6 @@ def _errors(board: Leaderboard, name: str) -> dict[str, str]:
     }
 
 
-def _table(rows: Sequence[dict[str, str]]) -> str:
-    return pd.DataFrame(rows).to_html(index=False, border=0)
-
-
 def _list(lines: Sequence[str]) -> str:
     more = [f"... and {len(lines) - MAX_LINES:,} more"] if len(lines) > MAX_LINES else []
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in [*lines[:MAX_LINES], *more]) + "</ul>"
@@ -130,11 +126,12 @@ def picture(board: Leaderboard, count: int) -> Any:
     return figure
 
 
-def color_of(board: Leaderboard, method: str) -> str:
-    """Return the colour of a method in all plots."""
+def style_of(board: Leaderboard, method: str, own: float, other: float) -> dict[str, Any]:
+    """Return the style of the lines of a method. ``own`` and ``other``: widths for the own and for other methods."""
     if method == board.own:
-        return OWN_COLOR
-    return COLORS.get(method) or OTHER_COLORS[list(board.forecasts).index(method) % len(OTHER_COLORS)]
+        return {"color": OWN_COLOR, "lw": own, "zorder": 5, "markersize": 4}
+    color = OTHER_COLORS[list(board.forecasts).index(method) % len(OTHER_COLORS)]
+    return {"color": COLORS.get(method, color), "lw": other, "zorder": 2, "markersize": 4}
 
 
 def draw_steps(axis: Any, board: Leaderboard) -> None:
@@ -142,9 +139,9 @@ def draw_steps(axis: Any, board: Leaderboard) -> None:
     steps = np.arange(1, board.origins.horizon + 1)
     marker = "o" if len(steps) <= 31 else ""
     for name in board.ranking:
-        errors, width = board.errors[name], 2.2 if name == board.own else 1.4
-        style = {"color": color_of(board, name), "lw": width, "marker": marker, "markersize": 4}
-        axis.plot(steps, errors.by_step, label=f"{errors.mase:.3f}  {name}", **style)
+        errors = board.errors[name]
+        label = f"{errors.mase:.3f}  {name}"
+        axis.plot(steps, errors.by_step, label=label, marker=marker, **style_of(board, name, 2.2, 1.4))
     axis.set_ylim(bottom=0)
     axis.set_xlim(0.5, len(steps) + 0.5)
     axis.xaxis.get_major_locator().set_params(integer=True)
@@ -163,17 +160,13 @@ def draw_series(axis: Any, board: Leaderboard, number: int) -> None:
     values = np.where(series.observed, series.values, np.nan)
     axis.plot(times[first:], values[first:], color="black", lw=1.1, zorder=4, label="actual values")
     marker = "o" if horizon == 1 else ""
-    ahead = np.stack([times[start : start + horizon] for start in starts], axis=1)  # [horizon, windows]
-    for start in starts:
+    for at, start in zip(windows, starts, strict=True):
         axis.axvline(times[start], color="black", alpha=0.12, lw=0.8)
-    for name, forecasts in board.forecasts.items():
-        width, order = (2, 5) if name == board.own else (1, 2)
-        medians = np.stack([forecasts[at].median for at in windows], axis=1)
-        style = {"color": color_of(board, name), "lw": width, "zorder": order, "label": name}
-        axis.plot(ahead, medians, marker=marker, markersize=4, **style)
-    for at, steps in zip(windows, ahead.T, strict=True):
+        ahead = times[start : start + horizon]
+        for name, forecasts in board.forecasts.items():
+            axis.plot(ahead, forecasts[at].median, label=name, marker=marker, **style_of(board, name, 2, 1))
         bounds, label = board.forecasts[board.own][at].interval(80), f"80 % interval, {board.own}"
-        axis.fill_between(steps, *bounds, color=OWN_COLOR, alpha=0.18, lw=0, label=label)
+        axis.fill_between(ahead, *bounds, color=OWN_COLOR, alpha=0.18, lw=0, label=label)
     axis.set_title(series.name[:100], loc="left", fontsize=10, parse_math=False)
     axis.margins(x=0.01)
     axis.grid(alpha=0.25)
