@@ -341,7 +341,7 @@ def base_version(
             f"{flag} {text}: the network kind is {version.card.kind}; this command can start from {' or '.join(kinds)}"
         )
     if not other:
-        options.origin = f"{version.card.name}@{version.card.version}"
+        options.origin = version.label
     return version
 
 

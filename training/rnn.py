@@ -34,6 +34,7 @@ from training.evaluation.language_model import (
     draw_samples,
     measure,
     measure_held_out,
+    window_losses,
 )
 from training.loops.fit import fit
 from training.loops.language_model import Teachers, TextRecipe, new_network, train, transfer_weights
@@ -99,9 +100,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = config.model_copy(update={"batch": min(config.batch, len(kept) // (4 * config.bptt))})
     config, network = initial_network(config, base, vocabulary)
     refits, initial = is_own and options.refits and config.epochs > 0, copy.deepcopy(network)
-    held_out = validation, window, is_own
-    recipe = TextRecipe(network, config, options, kept, vocabulary, *held_out, teachers=teachers)
-    network, budget = train(run, recipe, refits)
+
+    def loss(network: Any) -> float:
+        return window_losses(network, *validation, window=window).mean().item()
+
+    recipe = TextRecipe(network, config, options, kept, vocabulary, loss if validation else None, teachers)
+    network, budget = train(run, recipe, is_own, refits)
     temperature = calibrate(network, validation, window) if validation else None
     ancestors = (cards.ancestors(base.card, "base") if base else []) + (teachers.ancestors if teachers else [])
     card = {
@@ -202,12 +206,12 @@ def read_base(options: Options, config: RnnConfig, data: dict[str, str]) -> Vers
     """
     base = base_version(options, KINDS)
     if base:
-        label, preset = f"{base.card.name}@{base.card.version}", RNN_PRESETS[options.preset]
-        cards.reject_seen(base.card, f"--from {label}", data)
+        preset = RNN_PRESETS[options.preset]
+        cards.reject_seen(base.card, f"--from {base.label}", data)
         for name in ("hidden", "layers"):
             value, size = getattr(config, name), base.card.sizes.get(name, 1)
             if value not in (getattr(preset, name), size):
-                raise SystemExit(f"{name} is {value}, but the network in --from {label} has {size}; omit it")
+                raise SystemExit(f"{name} is {value}, but the network in --from {base.label} has {size}; omit it")
     return base
 
 

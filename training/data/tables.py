@@ -254,12 +254,12 @@ def describe(table: Table) -> dict[str, Any]:
     }
 
 
-def to_json_lines(table: Table) -> str:
+def to_json_lines(table: Table) -> list[str]:
     """Return lines with a JSON object for each series: name, start and values."""
-    records = (
-        {"name": series.name, "start": series.start, "values": series.values.tolist()} for series in table.series
-    )
-    return "".join(json.dumps(record) + "\n" for record in records)
+    return [
+        json.dumps({"name": series.name, "start": series.start, "values": series.values.tolist()})
+        for series in table.series
+    ]
 
 
 # --- seasons

@@ -148,7 +148,7 @@ def check_known(base: Version, text: str) -> None:
             f"--from {base.card.name}: its vocabulary covers {known:.0%} of the text's characters; at least "
             f"{MIN_KNOWN_SHARE:.0%} are needed; omit --from to train from scratch"
         )
-    print(f"the vocabulary of {base.card.name}@{base.card.version} covers {known:.1%} of the text")
+    print(f"the vocabulary of {base.label} covers {known:.1%} of the text")
 
 
 def _files(paths: Sequence[Path], encoding: str | None) -> list[Path]:

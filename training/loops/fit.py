@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -99,6 +100,7 @@ class AveragedRecipe:
         average: holds the moving average of its weights; see ``averaged``.
         config: has the numbers ``learning_rate``, ``weight_decay``, ``clip`` and ``ema_decay``.
         optimizer: AdamW with ``betas``. ``groups`` are its parameter groups, by default one with all weights.
+        best: the averaged weights with the lowest loss so far, if ``validation`` returns the loss of a network.
     """
 
     def __init__(
@@ -108,11 +110,13 @@ class AveragedRecipe:
         betas: tuple[float, float] = (0.9, 0.999),
         groups: Any = None,
         short: bool = False,
+        validation: Callable[[Any], float] | None = None,
     ) -> None:
-        self.network, self.config = network, config
+        self.network, self.config, self.validation = network, config, validation
         self.average: Any = averaged(network, config.ema_decay, short)
         weights = groups or network.parameters()
         self.optimizer = torch.optim.AdamW(weights, weight_decay=config.weight_decay, betas=betas, fused=True)
+        self.best: Any = BestWeights(self.average.module) if validation else None
 
     def descend(self, loss: Tensor, done: float) -> None:
         """Make one step with the clipped gradient of ``loss``, and update the average."""
@@ -122,6 +126,14 @@ class AveragedRecipe:
         nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
         self.optimizer.step()
         self.average.update_parameters(self.network)
+
+    def validate(self, steps: int) -> dict[str, float]:
+        """Return the validation loss of the averaged weights, and keep the best weights."""
+        if self.validation is None:
+            return {}
+        loss = self.validation(self.average.module)
+        self.best.update(self.average.module, loss, steps)
+        return {"validation_loss": loss}
 
 
 class BestWeights(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,11 +10,11 @@ from torch import Generator, Tensor, nn
 
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster
 from app.networks.series_reader import ForecasterSizes, NetworkInputs
-from training.configs.series import ForecasterConfig, ForecasterFinetuneConfig
+from training.configs.series import ForecasterConfig
 from training.data.series.sources import training_sources
 from training.data.series.windows import Batch, WindowSampler
 from training.evaluation.forecaster import PREFIXES
-from training.loops.fit import AveragedRecipe, BestWeights, autocast, fit
+from training.loops.fit import AveragedRecipe, autocast, fit
 from training.options import Options
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
@@ -44,10 +43,10 @@ class ForecasterRecipe(AveragedRecipe):
     """What both recipes of a forecaster share: each member of the ensemble has its own random windows."""
 
     def __init__(
-        self, network: Forecaster, sampler: WindowSampler, config: Any, options: Options, short: bool = False
+        self, network: Forecaster, sampler: WindowSampler, config: Any, options: Options, **others: Any
     ) -> None:
-        """``short``: see ``averaged``."""
-        super().__init__(network.to(options.device), config, BETAS, short=short)
+        """``others``: further arguments of ``AveragedRecipe``."""
+        super().__init__(network.to(options.device), config, BETAS, **others)
         self.sampler, self.seed, self.device = sampler, options.seed, torch.device(options.device)
         autocast(self.device)  # finds out before the threads start whether bfloat16 is faster
 
@@ -111,36 +110,13 @@ def _use_one_thread() -> None:
 
 
 class FinetuneRecipe(ForecasterRecipe):
-    """The recipe for a user's series; see ``training.loops.fit.Recipe``. All members are trained together.
-
-    ``validation`` returns the validation loss of a network. If it is given, ``best`` holds the averaged weights with
-    the lowest loss.
-    """
-
-    def __init__(
-        self,
-        network: Forecaster,
-        sampler: WindowSampler,
-        config: ForecasterFinetuneConfig,
-        options: Options,
-        validation: Callable[[Any], float] | None = None,
-    ) -> None:
-        super().__init__(network.train().requires_grad_(True), sampler, config, options, short=True)
-        self.validation, self.best = validation, BestWeights(self.average.module)
+    """The recipe for a user's series; see ``training.loops.fit.Recipe``. All members are trained together."""
 
     def update(self, step: int, done: float) -> dict[str, Tensor]:
         """Train for one step; return the mean loss of all members."""
         loss = torch.stack([self.loss(number, step) for number in range(len(self.network.members))]).mean()
         self.descend(loss, done)
         return {"loss": loss}
-
-    def validate(self, steps: int) -> dict[str, float]:
-        """Return the validation loss of the averaged weights, and keep the best weights."""
-        if self.validation is None:
-            return {}
-        loss = self.validation(self.average.module)
-        self.best.update(self.average.module, loss, steps)
-        return {"validation_loss": loss}
 
 
 def pretrain(run: Run, config: ForecasterConfig) -> Any:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ from training import cards
 from training.configs.text import RnnConfig
 from training.data.datasets import DataError
 from training.data.speakers import RenamedSpeakers
-from training.data.texts import WINDOW, decode
-from training.evaluation.language_model import window_losses
-from training.loops.fit import AveragedRecipe, BestWeights, autocast, fit
+from training.data.texts import decode
+from training.loops.fit import AveragedRecipe, autocast, fit
 from training.options import Options
 from training.publishing import read_run
 from training.run import Budget, Run, derive_seed
@@ -129,18 +128,6 @@ def dropout_of(network: CharacterRNN | GatedRNN, probability: float) -> nn.Modul
     return nn.Dropout(probability)
 
 
-class States(dict[str, Tensor]):
-    """Recurrent states of a network and its teachers, which a checkpoint holds."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the states."""
-        return dict(self)
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the states."""
-        self.update({name: tensor.to(self[name].device) for name, tensor in state.items()})
-
-
 class TextRecipe(AveragedRecipe):
     """The recipe of the text networks; see ``training.loops.fit.Recipe``.
 
@@ -152,8 +139,7 @@ class TextRecipe(AveragedRecipe):
         options: the options of the command.
         text: the characters [N] to train on.
         vocabulary: the vocabulary.
-        validation: the characters [N] of each part that is held out; ``window`` characters are evaluated at a time.
-        keep_best: keep the averaged weights with the lowest validation loss, because small texts are soon memorised.
+        validation: function that returns the loss of a network on text that is held out.
         teachers: networks from whose predictions the network learns as well.
     """
 
@@ -164,27 +150,28 @@ class TextRecipe(AveragedRecipe):
         options: Options,
         text: Tensor,
         vocabulary: Sequence[str],
-        validation: Sequence[Tensor] = (),
-        window: int = WINDOW,
-        keep_best: bool = False,
+        validation: Callable[[Any], float] | None = None,
         teachers: Teachers | None = None,
     ) -> None:
         network, groups = network.to(options.device), parameter_groups(network, config)
-        super().__init__(network, config, BETAS[config.kind], groups, short=options.preset == "own")
+        super().__init__(network, config, BETAS[config.kind], groups, options.preset == "own", validation)
         self.average.eval()
         self.seed, self.text, self.teachers = options.seed, text, teachers
-        self.validation, self.window, self.device = validation, window, torch.device(options.device)
+        self.device = torch.device(options.device)
         self.dropout = dropout_of(self.network, config.dropout)
-        self.best = BestWeights(self.average.module) if keep_best and validation else None
         self.speakers = (
             RenamedSpeakers(decode(text, vocabulary), vocabulary, config.renamed_share, options.seed)
             if config.renamed_share
             else None
         )
         self.steps_per_epoch = count_steps(config, len(text))
+        self.states = nn.Module()  # the recurrent states of the network and its teachers, as buffers
         teacher_states = teachers.zero_states(config.batch) if teachers else []
-        self.states = States({f"teacher {number}": state for number, state in enumerate(teacher_states)})
-        self.states["network"] = self.network.zero_state(config.batch)
+        self._keep([self.network.zero_state(config.batch), *teacher_states])
+
+    def _keep(self, states: Sequence[Tensor]) -> None:
+        for number, state in enumerate(states):
+            self.states.register_buffer(str(number), state)
 
     def update(self, step: int, done: float) -> dict[str, Tensor]:
         """Train for one step; return the loss."""
@@ -192,9 +179,8 @@ class TextRecipe(AveragedRecipe):
         text = self.speakers.characters(epoch) if self.speakers else self.text
         characters = batch_at(text, config, self.seed, epoch, position).to(self.device)
         reset = torch.rand(config.batch) < (1.0 if position == 0 else config.reset_state)
-        for name, state in self.states.items():
-            self.states[name] = state.clone()
-            self.states[name][reset.to(state.device)] = 0
+        for state in self.states.buffers():
+            state[reset.to(state.device)] = 0
         unknown = torch.rand(config.batch, config.bptt) < config.unknown_share
         inputs = characters[:, :-1].masked_fill(unknown.to(self.device), self.network.sizes.vocabulary - 1)
         loss = self._loss(characters, inputs)
@@ -206,16 +192,14 @@ class TextRecipe(AveragedRecipe):
 
         ``inputs`` [batch, bptt] are the characters that the network reads, some of which are unknown.
         """
-        logits, state = self._logits(inputs, self.states["network"])
-        self.states["network"] = state.detach()
+        own_state, *states = self.states.buffers()
+        logits, own_state = self._logits(inputs, own_state)
         loss = F.cross_entropy(logits.flatten(0, 1), characters[:, 1:].flatten())
         if self.teachers:
-            names = [name for name in self.states if name != "network"]
-            states = [self.states[name] for name in names]
             probabilities, states = self.teachers.predict(characters[:, :-1], states)
-            self.states.update(zip(names, states, strict=True))
             distillation_loss = F.cross_entropy(logits.flatten(0, 1), probabilities.flatten(0, 1))
             loss = torch.lerp(loss, distillation_loss, self.config.distillation_weight)
+        self._keep([own_state.detach(), *states])
         return loss
 
     def _logits(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,24 +213,16 @@ class TextRecipe(AveragedRecipe):
             logits, state = network(inputs, state)
         return logits.float(), state
 
-    def validate(self, steps: int) -> dict[str, float]:
-        """Return the loss of the averaged weights on the held-out text, and keep the best weights."""
-        if not self.validation:
-            return {}
-        loss = window_losses(self.average.module, *self.validation, window=self.window).mean().item()
-        if self.best:
-            self.best.update(self.average.module, loss, steps)
-        return {"validation_loss": loss}
 
-
-def train(run: Run, recipe: TextRecipe, refit: bool = False) -> tuple[Any, Budget]:
+def train(run: Run, recipe: TextRecipe, keep_best: bool, refit: bool) -> tuple[Any, Budget]:
     """Train a network. Return the averaged network, and the budget of a second training on the whole text.
 
-    ``refit``: whether the second training follows.
+    ``keep_best``: whether to return the averaged weights with the lowest validation loss, because small texts are soon
+    memorised. ``refit``: whether the second training follows.
     """
     epochs = recipe.config.epochs
     fit(run, recipe, run.budget(epochs * recipe.steps_per_epoch, refit), epochs)
-    best = recipe.best
+    best = recipe.best if keep_best else None
     if best is None:
         return recipe.average.module, Budget(run.step, total=run.step)
     if run.step and not best.steps:

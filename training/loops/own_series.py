@@ -9,6 +9,7 @@ test part is measured only if the network is published. If fine-tuning does not 
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import MIN_YEARS, fill_missing, yearly_pattern
 from training import cards
 from training.configs.series import ForecasterFinetuneConfig
-from training.data.datasets import DataError, shorten
+from training.data.datasets import DataError, print_first, shorten
 from training.data.series.windows import Source, WindowSampler
 from training.data.tables import (
     Series,
@@ -40,7 +41,7 @@ from training.data.tables import (
     to_json_lines,
     without_gaps,
 )
-from training.evaluation import backtest, forecast_metrics, leaderboard, report
+from training.evaluation import backtest, leaderboard, report
 from training.evaluation.backtest import HeldOut, Origins, Split
 from training.evaluation.classical import NAIVE
 from training.evaluation.forecaster import draw_samples, served
@@ -105,11 +106,7 @@ def preview(options: Options) -> None:
 def print_table(table: Table) -> None:
     """Print a summary of the table and its first remarks."""
     print(summary(table))
-    for remark in table.remarks[:MAX_PRINTED_REMARKS]:
-        print(f"  {remark}")
-    if len(table.remarks) > MAX_PRINTED_REMARKS:
-        hidden = len(table.remarks) - MAX_PRINTED_REMARKS
-        print(f"  ... and {hidden:,} more; all are in remarks.txt in the run folder")
+    print_first(table.remarks, MAX_PRINTED_REMARKS, "remarks.txt")
 
 
 def read(options: Options, horizon: int) -> OwnSeries:
@@ -174,12 +171,6 @@ def _traits(table: Table, splits: list[Split], horizon: int, base: Version) -> s
     return yearly if year and loss(yearly) < loss(traits) else traits
 
 
-def traits_of_all_rows(own: OwnSeries) -> store.SeriesTraits:
-    """Return the traits of the series for a network that was trained on all rows, the test parts included."""
-    values = [split.series.values[split.series.observed] for split in own.splits]
-    return own.traits.model_copy(update=_kind_of(values))
-
-
 def _kind_of(parts: Sequence[np.ndarray]) -> dict[str, bool]:
     """Return whether all values [T] of all parts are non-negative, and whether all are integers."""
     values = np.concatenate(parts)
@@ -226,32 +217,25 @@ def with_traits(version: Version, traits: store.SeriesTraits) -> Version:
 
 
 class Validation:
-    """Computes the quantile loss of a network on forecast origins."""
+    """Computes the quantile loss of a network on forecast origins, with the serving code."""
 
     def __init__(self, forecaster: GlobalForecaster, origins: Origins) -> None:
-        self.origins = origins
-        horizon = origins.actual.shape[1]
-        items = [
-            forecaster.parse(past.tolist(), horizon, seasonality=origins.season, covariates=known)
+        self.forecaster, self.origins = forecaster, origins
+        parsed = [
+            forecaster.parse(past.tolist(), origins.horizon, seasonality=origins.season, covariates=known)
             for past, known in zip(origins.past, origins.covariates, strict=True)
         ]
-        added = [np.zeros(horizon) if item.added is None else item.added for item in items]
-        self.added = np.stack(added)[..., None]  # [N, horizon, 1]
-        self.values = torch.from_numpy(np.stack([item.values for item in items])).to(forecaster.device)
-        self.seasons = torch.tensor([item.season for item in items], device=forecaster.device)
-        # The forecast of a series with missing values at its end begins with these values.
-        steps = np.array([item.gap for item in items])[:, None] + np.arange(horizon)  # [N, horizon]
-        self.steps, self.horizon = steps[..., None], int(steps.max()) + 1
+        self.items = [replace(item, non_negative=False) for item in parsed]  # so that negative quantiles count
 
-    @torch.inference_mode()
     def __call__(self, network: Forecaster) -> float:
-        """Set the network to evaluation mode; return its quantile loss."""
-        network.eval()
-        batches = zip(self.values.split(256), self.seasons.split(256), strict=True)
-        quantiles = torch.cat([network.forecast(values, seasons, self.horizon) for values, seasons in batches])
-        levels = np.take_along_axis(quantiles[..., 1:-1].cpu().numpy(), self.steps, axis=1) + self.added
-        frame = forecast_metrics.scaled_frame(self.origins.actual, self.origins.mase_scale, levels)
-        return float(forecast_metrics.quantile_losses(frame).mean())
+        """Set the network to evaluation mode; return its quantile loss, NaN if it has diverged."""
+        self.forecaster.network = network.eval()
+        batches = [self.items[at : at + 256] for at in range(0, len(self.items), 256)]
+        try:
+            forecasts = [forecast for batch in batches for forecast in self.forecaster.predict(batch)]
+        except ArithmeticError:  # a forecast is not finite
+            return math.nan
+        return self.origins.errors(forecasts).quantile_loss
 
 
 MIN_STEPS_PER_EPOCH, MAX_STEPS_PER_EPOCH = 8, 40  # each epoch ends with a validation
@@ -268,7 +252,7 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
     print_table(own.table)
     run = Run(options, config, argv, own.sha256)
     run.write_lines("remarks.txt", own.table.remarks)
-    run.write_lines("series.jsonl", to_json_lines(own.table).splitlines())
+    run.write_lines("series.jsonl", to_json_lines(own.table))
     ends = [split.validation for split in own.splits]
     steps = min(max(sum(ends) // config.batch, MIN_STEPS_PER_EPOCH), MAX_STEPS_PER_EPOCH)
     validation = Validation(
@@ -283,10 +267,12 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
         budget, ends = Budget(int(best.steps), total=run.step), [len(split.series.values) for split in own.splits]
         run.begin_refit()
         network = finetune(run, config, own, ends, budget).average.module
-        card = cards.after_refit({**card, "series": traits_of_all_rows(own).model_dump()}, budget.steps)
-    drawn = [run.folder / name for name in ("samples.png", "backtest.png") if (run.folder / name).exists()]
-    run.finish(card, network, *drawn, publish=publishes)
-    if (run.folder / "backtest.html").exists():
+        # The kind of the values is that of all rows, the test parts included.
+        kind = _kind_of([split.series.values[split.series.observed] for split in own.splits])
+        card = cards.after_refit({**card, "series": {**card["series"], **kind}}, budget.steps)
+    pictures = ["samples.png", *(["backtest.png"] if options.backtest else [])]
+    run.finish(card, network, *map(run.folder.joinpath, pictures), publish=publishes)
+    if options.backtest:
         print(f"wrote {run.folder / 'backtest.html'}")
     print(board.text())
     unpublished = " Nothing was published; --force publishes anyway." if options.publish and not publishes else ""
@@ -336,8 +322,9 @@ def finetune(
 
     With ``validation``, the recipe also has the averaged weights with the lowest validation loss.
     """
-    network: Any = own.base.network()
-    recipe = FinetuneRecipe(network, window_sampler(own, network.sizes, ends), config, run.options, validation)
+    network: Any = own.base.network().train().requires_grad_(True)
+    sampler = window_sampler(own, network.sizes, ends)
+    recipe = FinetuneRecipe(network, sampler, config, run.options, short=True, validation=validation)
     fit(run, recipe, budget, config.epochs)
     return recipe
 
