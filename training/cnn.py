@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from app import store
 from app.networks import build
-from app.networks.cnn import WhitenedNet, WhitenedNetSizes, probabilities
+from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.tasks.classification import ImageClassifier
 from training import cards
 from training.configs.classifiers import CNN_PRESETS, AirbenchConfig, CnnConfig, CnnFinetuneConfig
@@ -95,12 +95,12 @@ def evaluate(classifier: ImageClassifier, validation: int | None = None) -> dict
     if not len(labels):
         return {}
     split = f"{part}, {len(labels):,} images"
-    probability, network = served_probabilities(classifier, images), classifier.network
-    if not isinstance(network, WhitenedNet):
+    probability = served_probabilities(classifier, images)
+    if not isinstance(classifier.network, WhitenedNet):
         return classification_metrics(probability, labels, split)
-    with torch.inference_mode():
-        parts = [network.tta_logits(batch.to(classifier.device)) for batch in images.split(250)]
-    views = probabilities(torch.cat(parts)).float().cpu()
+    classifier.tta = True
+    views = served_probabilities(classifier, images)
+    classifier.tta = False
     return calibrated_metrics(probability, labels, split) | calibrated_metrics(
         views, labels, f"{split}, 6 views", "_views"
     )
@@ -124,14 +124,6 @@ def fit_images(
     trained = recipe(config, network, *on_device, batches, validation)
     fit(run, trained, run.budget(config.epochs * batches.per_epoch), config.epochs)
     return trained, trained.images[validation], trained.labels[validation]
-
-
-def train_averaged(run: Run, config: CnnConfig, images: data.Images, device: str) -> nn.Module:
-    """Train LeNet or the digit network; return the network with averaged weights."""
-    network = build(config.kind, {}).to(device)
-    recipe, *_ = fit_images(run, AveragedClassifier, config, images, network)
-    averaged: nn.Module = recipe.average.module
-    return averaged
 
 
 def read_calibration(options: Options, config: Any, images: data.Images) -> tuple[store.Card | None, Any]:
@@ -243,7 +235,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         network: nn.Module = whitened
         notes = airbench_notes(config, whitened, calibration)
     else:
-        network = train_averaged(run, config, images, options.device)
+        network = build(config.kind, {}).to(options.device)
+        network = fit_images(run, AveragedClassifier, config, images, network)[0].average.module
         notes = (
             f"{config.validation:,} training images were held out for validation. The weights are averaged over steps."
         )
@@ -273,14 +266,11 @@ def publish(
     card, classifier = run.measure(
         card, network, lambda classifier, _: evaluate(classifier, validation), examples=held_out.split(100)
     )
-    run.finish(card, network, draw_samples(run.folder / "samples.png", classifier, validation))
-
-
-def draw_samples(path: Path, classifier: ImageClassifier, validation: int | None = None) -> Path:
-    """Plot the first test images, or validation images as in ``evaluate``, with their predictions; return ``path``."""
-    _, images, labels = getattr(data, next(iter(classifier.card.data)))().measured(validation)
-    predictions = torch.tensor(classifier.predict(list(images[:SHOWN])))
-    return plot_samples(path, images[:SHOWN], classifier.card.labels or [], predictions, labels)
+    _, shown, truth = images.measured(validation)
+    probability = torch.tensor(classifier.predict(list(shown[:SHOWN])))
+    run.finish(
+        card, network, plot_samples(run.folder / "samples.png", shown[:SHOWN], images.labels, probability, truth)
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ the measured results.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,7 +39,8 @@ from training.evaluation import generation
 from training.evaluation.calibration import accuracy_of
 from training.evaluation.generation import CLASSIFIER_WIDTHS, class_rows, label_classifier, nearest_distances
 from training.limits import limits
-from training.loops.gan import GanRecipe, save_grid, train
+from training.loops.fit import fit
+from training.loops.gan import PREVIEWS, GanRecipe, save_grid
 from training.options import Options, Part, flags, parse_options
 from training.run import Run, metric, run_command
 
@@ -69,48 +70,58 @@ def arguments(argv: Sequence[str] | None) -> tuple[Options, GanConfig]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train a generator on MNIST or on the user's images, evaluate it and publish it."""
     options, config = arguments(argv)
-    if options.preset == "own":
-        assert isinstance(config, ConditionalGanConfig)
-        train_own(options, config, argv)
-        return
-    images = datasets.mnist()
-    real_images, real_labels = images.train_images, images.train_labels
-    if options.part == "validation":  # the samples are compared with the other training images
-        used, _ = images.split_validation(limits().unseen_images)
-        real_images, real_labels = real_images[used], real_labels[used]
-    if config.batch > len(real_labels):
-        sys.exit(f"batch is {config.batch:,}, but there are only {len(real_labels):,} training images")
-    run = Run(options, config, argv)
-    real_images, real_labels = real_images.to(options.device), real_labels.to(options.device)
-    # The classifier is loaded before the training, so that the command fails early if the classifier is missing.
-    classifier = generation.load_reference_classifier(options.store, options.device)
+    is_own, conditional = options.preset == "own", isinstance(config, ConditionalGanConfig)
+    data: Any = read_own(options, config) if is_own else datasets.mnist()
+    if is_own:
+        print_summary(data)
+        print(f"the images are {'grey' if data.images.shape[1] == 1 else 'coloured'}")
+        if options.preview:
+            return
+        used, classes = data.split()[0], data.classes
+        images, labels = data.images[used], data.labels[used]
+    else:
+        images, labels, classes = data.train_images, data.train_labels, data.labels
+        if options.part == "validation":  # the samples are compared with the other training images
+            used, _ = data.split_validation(limits().unseen_images)
+            images, labels = images[used], labels[used]
+        if config.batch > len(labels):
+            sys.exit(f"batch is {config.batch:,}, but there are only {len(labels):,} training images")
+    run = Run(options, config, argv, data.sha256 if is_own else None)
+    images, labels = images.to(options.device), labels.to(options.device)
+    kind = "conditional-generator" if conditional else "gan-generator"
+    title, notes = TITLES[kind], "The generator's weights are an average over steps"
+    if is_own:
+        run.write_lines("skipped.txt", data.skipped)
+        title, digests = f"Generates images of {', '.join(classes)}"[:200], data.data
+        notes = f"{data.describe_classes()}; trained on {len(images):,} of these images. {notes}"
+        notes = f"{notes}. {len(data.skipped):,} files were skipped."
 
-    conditional = isinstance(config, ConditionalGanConfig)
-    sizes = ConditionalSizes(config.latent) if conditional else None
-    recipe = GanRecipe(run, config, real_images, real_labels if conditional else None, sizes)
-    train(run, recipe)
-    network, kind = recipe.averaged_generator(), "conditional-generator" if conditional else "gan-generator"
-    card = {
-        **cards.fields(kind, network, labels=images.labels if conditional else None),
-        "title": TITLES[kind],
-        "data": {
-            images.name: images.sha256,
-            f"{generation.REFERENCE_CLASSIFIER}@{classifier.card.version}": classifier.card.weights_sha256,
-        },
-        "notes": "The generator's weights are an average over steps. The classifier was used for evaluation only.",
-    }
-    publish(run, card, network, lambda sampler, part: generation.evaluate(sampler, classifier, part))
+        def evaluate(sampler: ImageSampler, part: Part) -> dict[str, Any]:
+            return measure(sampler, data, part)
+    else:
+        # The classifier is loaded before the training, so that the command fails early if the classifier is missing.
+        classifier = generation.load_reference_classifier(options.store, options.device)
+        label = f"{generation.REFERENCE_CLASSIFIER}@{classifier.card.version}"
+        digests = {data.name: data.sha256, label: classifier.card.weights_sha256}
+        notes = f"{notes}. The classifier was used for evaluation only."
 
+        def evaluate(sampler: ImageSampler, part: Part) -> dict[str, Any]:
+            return generation.evaluate(sampler, classifier, part)
 
-def publish(
-    run: Run, card: dict[str, Any], network: Any, evaluate: Callable[[ImageSampler, Part], dict[str, Any]]
-) -> None:
-    """Evaluate the generator with the serving code, draw samples, and publish it."""
+    sizes = ConditionalSizes(config.latent, len(classes), channels=images.shape[1], image=images.shape[-1])
+    recipe = GanRecipe(
+        run, config, images, labels if conditional else None, sizes if conditional else None, short=is_own
+    )
+    fit(run, recipe, run.budget(config.epochs * recipe.batches.per_epoch), PREVIEWS)
+    network = recipe.averaged_generator(labels if is_own else None)
+    fields = cards.fields(kind, network, labels=classes if conditional else None)
+    card = {**fields, "title": title, "data": digests, "notes": notes}
     card, sampler = run.measure(card, network, evaluate)
-    drawing = class_rows(sampler) if card["labels"] else sampler.parse(64, None, 0)
-    columns = 10 if card["labels"] else None
-    run.finish(card, network, save_grid(run.folder / "samples.png", sampler.predict([drawing])[0], columns))
+    drawing = class_rows(sampler) if conditional else sampler.parse(64, None, 0)
+    pixels = sampler.predict([drawing])[0]
+    run.finish(card, network, save_grid(run.folder / "samples.png", pixels, 10 if conditional else None))
 
 
 # --- the user's images
@@ -168,37 +179,9 @@ def measure(sampler: ImageSampler, dataset: ImageDataset, part: Part = "test") -
 evaluate, measure_own = generation.evaluate, measure
 
 
-def read_own(options: Options, config: GanConfig, card: store.Card) -> ImageDataset:
+def read_own(options: Options, config: GanConfig, card: store.Card | None = None) -> ImageDataset:
     """Read the images of the user that a generator was trained on."""
     return read(options.images, options.size, options.name)
-
-
-def train_own(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | None) -> None:
-    """Train a generator on the user's images, evaluate it and publish it."""
-    dataset = read(options.images, options.size, options.name)
-    print_summary(dataset)
-    print(f"the images are {'grey' if dataset.images.shape[1] == 1 else 'coloured'}")
-    if options.preview:
-        return
-    run = Run(options, config, argv, dataset.sha256)
-    run.write_lines("skipped.txt", dataset.skipped)
-    train_indices = dataset.split()[0]
-    images, labels = (part[train_indices].to(options.device) for part in (dataset.images, dataset.labels))
-    config = config.model_copy(update={"batch": min(config.batch, len(images))})
-    sizes = ConditionalSizes(config.latent, len(dataset.classes), channels=images.shape[1], image=images.shape[-1])
-    recipe = GanRecipe(run, config, images, labels, sizes, short=True)
-    train(run, recipe)
-    network = recipe.averaged_generator(labels)
-    card = {
-        **cards.fields("conditional-generator", network, labels=dataset.classes),
-        "title": f"Generates images of {', '.join(dataset.classes)}"[:200],
-        "data": dataset.data,
-        "notes": (
-            f"{dataset.describe_classes()}; trained on {len(images):,} of these images. The generator's weights "
-            f"are an average over steps. {len(dataset.skipped):,} files were skipped."
-        ),
-    }
-    publish(run, card, network, lambda sampler, part: measure(sampler, dataset, part))
 
 
 if __name__ == "__main__":

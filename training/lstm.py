@@ -92,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         publish_forecaster(run, config, pretrain(run, config))
     else:
         series = datasets.sine()
-        publish_sine(run, config, series, train_sine(run, config, series))
+        recipe = SineRecipe(config, series, options.device)
+        fit(run, recipe, run.budget(config.steps), SINE_REPORTS)
+        publish_sine(run, config, series, recipe.average.module)
     return 0
 
 
@@ -155,7 +157,7 @@ class SineRecipe(AveragedRecipe):
         super().__init__(network, config)
         standardised = (values - network.location) / network.scale
         self.train = standardised[: -config.validation]
-        self.validation = standardised[-config.validation - config.window :]
+        self.held_out = standardised[-config.validation - config.window :]
 
     def update(self, step: int, done: float) -> dict[str, Tensor]:
         """Train on random windows for one step; return the one-step and free-running losses."""
@@ -175,14 +177,7 @@ class SineRecipe(AveragedRecipe):
 
     def validate(self, steps: int) -> dict[str, float]:
         """Return the mean squared error of one-step forecasts on the validation part."""
-        return {"validation": validation_mse(self.average.module, self.validation)}
-
-
-def train_sine(run: Run, config: LstmConfig, series: datasets.Sine) -> Any:
-    """Train the workshop's LSTM on the sine's training part; return the averaged network."""
-    recipe = SineRecipe(config, series, run.options.device)
-    fit(run, recipe, run.budget(config.steps), SINE_REPORTS)
-    return recipe.average.module
+        return {"validation": validation_mse(self.average.module, self.held_out)}
 
 
 def validation_mse(network: Any, values: Tensor) -> float:

@@ -54,6 +54,12 @@ def frechet_with_error(first: Tensor, second: Tensor) -> tuple[float, float]:
     return frechet_distance(first, second), float(left_out.std(correction=0)) * (FOLDS - 1) ** 0.5
 
 
+def frechet_metric(first: Tensor, second: Tensor, split: str) -> tuple[float, dict[str, Any]]:
+    """Return the Frechet distance of two sets of features [N, D], and the metric for the card."""
+    distance, error = frechet_with_error(first, second)
+    return distance, metric(distance, split, 2, interval=intervals.normal(distance, error))
+
+
 def extract_features(classifier: ImageClassifier, images: Tensor) -> Tensor:
     """Return the reference classifier's features [N, 128] of uint8 images [N, 1, 28, 28]."""
     with torch.inference_mode():
@@ -92,26 +98,17 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
     unseen_features = extract_features(classifier, images.train_images[unseen])
     if part == "validation":
         split = f"{samples}, compared with {len(unseen):,} training images held out for validation"
-        distance, error = frechet_with_error(fake_features, unseen_features)
-        return {"frechet_distance": metric(distance, split, 2, interval=intervals.normal(distance, error))}
+        return {"frechet_distance": frechet_metric(fake_features, unseen_features, split)[1]}
     real_features = extract_features(classifier, images.test_images)
-    distance, error = frechet_with_error(fake_features[: len(unseen)], real_features)
-    floor, floor_error = frechet_with_error(unseen_features, real_features)
-    own, other = (nearest_distances(each[:2000], images.train_images).median() for each in (fake, images.test_images))
     compared = f"compared with the {images.name} test part in the features of {classifier.card.name}"
+    split = f"the first {len(unseen):,} of {samples}, {compared}"
+    distance, of_samples = frechet_metric(fake_features[: len(unseen)], real_features, split)
+    split = f"{len(unseen):,} training images unseen by the classifier, {compared}"
+    floor, of_real = frechet_metric(unseen_features, real_features, split)
+    own, other = (nearest_distances(each[:2000], images.train_images).median() for each in (fake, images.test_images))
     metrics = {
-        "frechet_distance": metric(
-            distance,
-            f"the first {len(unseen):,} of {samples}, {compared}",
-            2,
-            interval=intervals.normal(distance, error),
-        ),
-        "frechet_floor": metric(
-            floor,
-            f"{len(unseen):,} training images unseen by the classifier, {compared}",
-            2,
-            interval=intervals.normal(floor, floor_error),
-        ),
+        "frechet_distance": of_samples,
+        "frechet_floor": of_real,
         "frechet_ratio": metric(distance / floor, "frechet_distance relative to frechet_floor", 2),
         "nearest_neighbour_ratio": metric(
             (own / other).item(),
@@ -147,7 +144,7 @@ def load_reference_classifier(models: Path, device: str, version: int | None = N
     held_out, needed = classifier.card.held_out or 0, limits().unseen_images
     if held_out < needed:
         raise SystemExit(
-            f"{name}@{number} cannot evaluate generators: at least {needed:,} training images must be held out, but "
+            f"{classifier.label} cannot evaluate generators: at least {needed:,} training images must be held out, but "
             f"its card states {held_out:,}. Train it with --set validation={needed} or more"
         )
     return ImageClassifier(classifier, torch.device(device))

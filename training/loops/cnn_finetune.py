@@ -113,8 +113,7 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
     """Train a classifier on your own images, evaluate it and publish it."""
     base = base_version(options, ("whitened-net",), "cifar10-whitened")
     if base:
-        option = f"--from {base.card.name}@{base.card.version}"
-        cards.reject_seen(base.card, option, dataset.data, dataset.images.shape[-1])
+        cards.reject_seen(base.card, f"--from {base.label}", dataset.data, dataset.images.shape[-1])
     run = Run(options, config, argv, dataset.sha256)
     run.write_lines("skipped.txt", dataset.skipped)
     train_indices, validation, test = dataset.split()

@@ -22,7 +22,7 @@ from app.networks.gan import (
     GeneratorSizes,
 )
 from app.tasks.image_codecs import image_grid
-from training.loops.fit import Batches, averaged, descend, fit
+from training.loops.fit import Batches, averaged, descend
 from training.run import Run, permutation, set_learning_rate
 
 PREVIEWS = 10  # number of previews (grids of samples) that a run saves
@@ -193,11 +193,6 @@ def recalibrate_batchnorm(
             positions = torch.arange(RECALIBRATION_SIZE) + batch * RECALIBRATION_SIZE
             network(latents.to(device), in_order[positions % len(in_order)].to(device))
     return network.eval()
-
-
-def train(run: Run, recipe: GanRecipe) -> None:
-    """Train both networks. Log both losses and save a preview PREVIEWS times."""
-    fit(run, recipe, run.budget(recipe.config.epochs * recipe.batches.per_epoch), PREVIEWS)
 
 
 def save_grid(path: Path, images: np.ndarray, columns: int | None = None) -> Path:

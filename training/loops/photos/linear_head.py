@@ -104,9 +104,8 @@ def choose(
     logits = torch.zeros(len(PENALTIES), len(targets), classes, device=targets.device)
     for fold in folds.unique().tolist():
         others, own = folds != fold, folds == fold
-        heads = fit(
-            torch.cat([view[others] for view in features]), repeated(targets[others], features), classes, PENALTIES
-        )
+        views = [view[others] for view in features]
+        heads = fit(torch.cat(views), torch.cat([targets[others]] * len(views)), classes, PENALTIES)
         for index, head in enumerate(heads):
             logits[index, own] = head(features[0][own])
     best = min(range(len(PENALTIES)), key=lambda index: float(loss_of(logits[index], targets)))
@@ -117,10 +116,5 @@ def choose(
 def fit_chosen(features: Sequence[Tensor], targets: Tensor, classes: int, choice: ChosenPenalty) -> LinearHead:
     """Fit the head with the chosen penalty and temperature on all views [N, D]."""
     path = [penalty for penalty in PENALTIES if penalty >= choice.penalty]
-    head = fit(torch.cat(list(features)), repeated(targets, features), classes, path)[-1]
+    head = fit(torch.cat(list(features)), torch.cat([targets] * len(features)), classes, path)[-1]
     return LinearHead(head.weight / choice.temperature, head.bias / choice.temperature)
-
-
-def repeated(targets: Tensor, views: Sequence[Tensor]) -> Tensor:
-    """Return the targets of the images, repeated for each view."""
-    return torch.cat([targets] * len(views))

@@ -6,6 +6,7 @@ enough images, the last blocks of the network are fine-tuned too.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,13 +42,11 @@ MAX_DEFAULT_STEPS = 300  # largest number of fine-tuning steps without --minutes
 
 @dataclass(frozen=True)
 class Base:
-    """The network from which training starts, and what the card of the trained network states about it."""
+    """The network from which training starts, and the fields about it on the card of the trained network."""
 
     network: EfficientNetLite
     name: str
-    ancestors: list[dict[str, Any]] | None  # field of the card
-    licence: str | None
-    source: str | None
+    fields: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,15 +78,15 @@ def read_base(options: Options, dataset: ImageDataset) -> Base:
     """
     origin: str | None = options.origin
     if origin in (None, pretrained.NAME):
-        return Base(pretrained.load(), pretrained.NAME, None, pretrained.LICENCE, pretrained.SOURCE)
+        return Base(pretrained.load(), pretrained.NAME, {"licence": pretrained.LICENCE, "source": pretrained.SOURCE})
     if origin == "scratch":
         raise DataError("--from scratch needs --size 32 or --size 64: larger networks start from efficientnet-lite0")
     version = base_version(options, (KIND,), advice="")
     assert version is not None
     card = version.card
-    name = f"{card.name}@{card.version}"
-    cards.reject_seen(card, f"--from {name}", dataset.data, dataset.images.shape[-1])
-    return Base(version.network(), name, cards.ancestors(card, "base"), card.licence, card.source)
+    cards.reject_seen(card, f"--from {version.label}", dataset.data, dataset.images.shape[-1])
+    fields = {"ancestors": cards.ancestors(card, "base"), "licence": card.licence, "source": card.source}
+    return Base(version.network(), version.label, fields)
 
 
 def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | None, dataset: ImageDataset) -> None:
@@ -118,7 +117,8 @@ class PhotoTraining:
         """Fit a new last layer and, if there are enough images, fine-tune the network; return the better network."""
         train_indices, validation, _ = self.dataset.split()
         known = torch.cat([train_indices, validation]).sort().values
-        choice = self.choose_head(known)
+        dataset, folds = self.dataset, self.dataset.folds(known, linear_head.FOLDS)
+        choice = linear_head.choose(self.features(known), dataset.labels[known], folds, len(dataset.classes))
         head_only = Result(self.new_head(known, choice), choice, known, choice.logits)
         enough = len(train_indices) >= limits().min_tuned_images and len(validation) >= limits().min_calibration_images
         return self.fine_tuned(head_only) if self.config.finetune_epochs and enough else head_only
@@ -177,9 +177,8 @@ class PhotoTraining:
     def features(self, indices: Tensor) -> list[Tensor]:
         """Return the features [len(indices), D] of each view: the image and, with ``config.flip``, its mirror image."""
         options = self.run.options
-        device, network = torch.device(options.device), self.base.network
+        device, network = torch.device(options.device), copy.deepcopy(self.base.network)
         network.to(device, memory_format=network.memory_format).eval().requires_grad_(False)  # type: ignore[call-overload]
-        state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
         if device.type == "cpu" and fast_bfloat16(device):  # as the service does
             network.to_bfloat16()
         cache = FeatureCache(options.runs / "features", network, options.device)
@@ -187,13 +186,7 @@ class PhotoTraining:
         if self.config.flip:
             views.append(cache(self.dataset, indices, "mirrored", lambda images: images.flip(-1)))
         cache.database.close()
-        network.to(torch.float32).load_state_dict(state)
         return views
-
-    def choose_head(self, indices: Tensor) -> ChosenPenalty:
-        """Choose the penalty of the last layer in cross-validation on the images with these indices."""
-        dataset, folds = self.dataset, self.dataset.folds(indices, linear_head.FOLDS)
-        return linear_head.choose(self.features(indices), dataset.labels[indices], folds, len(dataset.classes))
 
     def new_head(self, indices: Tensor, choice: ChosenPenalty) -> EfficientNetLite:
         """Return the base network with a new last layer, which is fitted to the images with these indices."""
@@ -220,9 +213,7 @@ class PhotoTraining:
             use = f"{len(train_indices) + len(validation):,} for training with {penalty} and the temperature"
         fields: dict[str, Any] = {
             "kind": KIND,
-            "ancestors": base.ancestors,
-            "licence": base.licence,
-            "source": base.source,
+            **base.fields,
             "notes": (
                 f"{start}, without class weights. {dataset.describe_classes()}: {use}, {len(test):,} for testing. "
                 f"Skipped: {len(dataset.skipped):,} files or classes."
