@@ -132,8 +132,8 @@ def read_calibration(options: Options, config: Any, images: data.Images) -> tupl
     if folder is None:
         return None, None
     card, network, own = read_run(folder, "--calibration")
-    expected = {**config.model_dump(), "seed": None, "validation": None, "data": images.sha256}
-    own |= {"seed": None, "validation": None, "data": card.data.get(images.name)}
+    expected = config.model_dump(exclude={"validation"}) | {"data": images.sha256}
+    own["data"] = card.data.get(images.name)
     if wrong := [key for key, value in expected.items() if own.get(key) != value]:
         raise DataError(f"--calibration {folder}: this run had another {', '.join(wrong)}")
     return card, network

@@ -107,6 +107,7 @@ class Run:
         done: the share of the training that is done after the current step.
         refitting: whether the second training, on all data, has begun; see ``begin_refit``.
         lock: holds the lock of the folder until the run is finished or interrupted.
+        code: the commit and the version of PyTorch.
 
     ``data`` is the digest of the user's data, or None for public data. A run can be resumed only with the same config
     and the same data, and measured only on the part of the data for which it was started.
@@ -117,11 +118,12 @@ class Run:
         arguments = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--resume"]
         self.command = shlex.join(["python", "-m", options.script, *arguments])
         self.commit = commit()
+        self.code = f"commit {self.commit}, torch {torch.__version__}"
         self.tracked: dict[str, Any] = {}
         self.step, self.seconds = 0, 0.0
         self.done = self._done_before = 0.0
         self.resumed: list[str] = []
-        self._code_before = ""  # commit and version of PyTorch that wrote the checkpoint, if one was loaded
+        self._code_before = ""  # the code that wrote the checkpoint, if one was loaded
         self.latest_metrics: dict[str, float] = {}
         self.refitting = False
         self.limits, self._steps_taken = limits(), 0
@@ -159,9 +161,9 @@ class Run:
             return
         state = load_checkpoint(path, objects)
         self.step, self.seconds, self.resumed = state["step"], state["seconds"], state["resumed"]
-        self._code_before = _code(state["commit"], state["torch"])
-        if self._code_before != (now := _code(self.commit, torch.__version__)):
-            print(f"{path} was written with {self._code_before}; now {now}. The changes may affect the result")
+        self._code_before = state["code"]
+        if self._code_before != self.code:
+            print(f"{path} was written with {self._code_before}; now {self.code}. The changes may affect the result")
         lines = [line for line in log_lines(self._log) if json.loads(line)["step"] <= self.step]
         self._log.write_text("".join(lines))
         print(f"{self.folder}: resumed at step {self.step}")
@@ -169,10 +171,8 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint. It replaces the previous checkpoint atomically."""
         tracked = {name: tracked.state_dict() for name, tracked in self.tracked.items()}
-        state = {"tracked": tracked, "step": self.step, "seconds": self.seconds}
-        state |= {"commit": self.commit, "torch": str(torch.__version__)}
-        state["resumed"] = self.resumed
-        save_checkpoint(self._checkpoint, state)
+        progress = {"step": self.step, "seconds": self.seconds, "resumed": self.resumed, "code": self.code}
+        save_checkpoint(self._checkpoint, {"tracked": tracked, **progress})
 
     def budget(self, steps: int, refit: bool = False) -> Budget:
         """Return the budget of a training: ``--minutes``, or ``steps`` steps.
@@ -234,11 +234,11 @@ class Run:
 
     def _record_resumption(self, over: bool) -> None:
         """Record for the card that the run was resumed, if it was. ``over``: whether no steps are left."""
-        before, after = self._code_before, _code(self.commit, torch.__version__)
-        if before and (not over or before != after):
+        before = self._code_before
+        if before and (not over or before != self.code):
             place = f"after the last step, {self.step}" if over else f"step {self.step}"
             training = " of the training on all data" if self.refitting else ""
-            self.resumed.append(f"{place}{training}; before: {before}; after: {after}")
+            self.resumed.append(f"{place}{training}; before: {before}; after: {self.code}")
 
     def _progress_bar(self, budget: Budget) -> Any:
         """Return a progress bar over the steps or, with a time limit, over the seconds."""
@@ -364,7 +364,7 @@ class Run:
         card = {"name": self.options.name, **card, **self.provenance()}
         card["speed"] = speed.measure(
             self.predictor(card, network),
-            card["hardware"].partition(", threads")[0],
+            speed.hardware(self.options.device),
             self.limits.speed_seconds,
         )
         curves = self.plot_curves() if has_curves else []
@@ -395,7 +395,7 @@ def open_folder(options: Options, content: dict[str, Any], lock: contextlib.Exit
         lock: holds the lock of the folder.
     """
     runs = options.runs / options.name
-    started = [folder for folder in runs.glob("*") if (folder / "config.json").exists()]
+    started = [path.parent for path in runs.glob("*/config.json")]
     unfinished = sorted((folder for folder in started if not (folder / "finished").exists()), reverse=True)
     if options.resume and unfinished:
         changes = {folder: _changes(folder, content) for folder in unfinished}
@@ -538,7 +538,3 @@ def metric(
             interval = intervals.bootstrap(values)
     shown = {"value": round(float(value), decimals), "split": split, "decimals": decimals}
     return {**shown, "interval": interval, "weights": weights}
-
-
-def _code(commit: str, version: str) -> str:
-    return f"commit {commit}, torch {version}"

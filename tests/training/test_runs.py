@@ -136,8 +136,8 @@ def test_a_run_is_resumed_with_changed_code(
     with interrupted(monkeypatch):
         train_own("rnn")
     (path,) = Path("runs").rglob("state.pt")
-    torch.save({**torch.load(path, weights_only=True), "commit": "0123"}, path)
+    torch.save({**torch.load(path, weights_only=True), "code": "commit 0123, torch 2"}, path)
     train_own("rnn", "--resume")
-    assert "state.pt was written with commit 0123, torch " in capsys.readouterr().out
+    assert "state.pt was written with commit 0123, torch 2; now commit " in capsys.readouterr().out
     (resumed,) = store.Store(Path("models_store")).card("mine", 1).resumed or []
-    assert re.match(r"step \d; before: commit 0123, torch .*; after: commit ", resumed)
+    assert re.match(r"step \d; before: commit 0123, torch 2; after: commit ", resumed)

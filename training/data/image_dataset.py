@@ -158,10 +158,10 @@ class ImageDataset:
         images for the missing part.
         """
         part_of = self._parts_by_hash()
-        parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-        for index in range(len(self.digests)):
-            parts[part_of[self._split_key(index)]].append(index)
-        train, validation, test = (torch.tensor(part, dtype=torch.int64) for part in parts.values())
+        train, validation, test = (
+            torch.tensor([at for at, unit in enumerate(self._units) if part_of[unit] == part], dtype=torch.int64)
+            for part in ("train", "val", "test")
+        )
         return train, validation, test
 
     def folds(self, indices: Tensor, count: int) -> Tensor:
@@ -172,31 +172,31 @@ class ImageDataset:
         """
         fold_of: dict[str, int] = {}
         positions: Counter[str] = Counter()
-        names, grouped = self.label_names, any(self.groups)
-        for index in sorted(indices.tolist(), key=lambda index: _position(self._split_key(index))):
-            unit = self._split_key(index)
+        units, names, grouped = self._units, self.label_names, any(self.groups)
+        for index in sorted(indices.tolist(), key=lambda index: _position(units[index])):
+            unit = units[index]
             if unit not in fold_of:
                 fold_of[unit] = (len(fold_of) if grouped else positions[names[index]]) % count
                 positions[names[index]] += 1
-        return torch.tensor([fold_of[self._split_key(index)] for index in indices.tolist()])
+        return torch.tensor([fold_of[units[index]] for index in indices.tolist()])
 
-    def _split_key(self, index: int) -> str:
-        """Return the key of an image. Images with the same key stay in the same part.
+    @property
+    def _units(self) -> list[str]:
+        """The unit of each image. Images of the same unit stay in the same part.
 
-        The key is the part that the user chose, followed by the image's group or, without a group, its digest.
+        The unit is the part that the user chose, followed by the image's group or, without a group, its digest.
         """
-        return f"{self.parts[index]}\0{self.groups[index] or self.digests[index]}"
+        given = zip(self.parts, self.groups, self.digests, strict=True)
+        return [f"{part}\0{group or digest}" for part, group, digest in given]
 
     def _parts_by_hash(self) -> dict[str, str]:
-        """Return the part of each image key; ``_split_key`` defines the keys."""
+        """Return the part of each unit."""
         given = set(self.parts)
         shares = [part for part in ("test", "val") if part not in given]
         part_of: dict[str, str] = {}
         classes: dict[str, list[str]] = {}
-        divisible = not self.multi_label and not any(self.groups)  # otherwise, a key may belong to several classes
-        for index, label in enumerate(self.label_names):
-            unit = self._split_key(index)
-            own = unit.partition("\0")[0]
+        divisible = not self.multi_label and not any(self.groups)  # otherwise, a unit may belong to several classes
+        for own, unit, label in zip(self.parts, self._units, self.label_names, strict=True):
             if own in ("val", "test"):
                 part_of[unit] = own
                 continue

@@ -81,18 +81,6 @@ def decode(characters: Tensor, vocabulary: Sequence[str]) -> str:
     return "".join([entries[index] for index in characters.tolist()])
 
 
-def _hold_out(characters: Tensor, length: int, parts: int) -> tuple[Tensor, list[Tensor]]:
-    """Divide the text into ``parts`` sections, and hold out ``length`` characters in the middle of each section.
-
-    Return the training part and the list of held-out parts.
-    """
-    section = len(characters) // parts
-    sections = [characters[i * section : (i + 1) * section if i < parts - 1 else None] for i in range(parts)]
-    middle = (section - length) // 2
-    train = torch.cat([part for section in sections for part in (section[:middle], section[middle + length :])])
-    return train, [section[middle : middle + length] for section in sections]
-
-
 def hold_out(characters: Tensor, share: float, parts: int, limited: bool) -> tuple[Tensor, list[Tensor], int]:
     """Split characters [N] into a training part and ``parts`` validation parts, spread evenly over the text.
 
@@ -112,8 +100,12 @@ def hold_out(characters: Tensor, share: float, parts: int, limited: bool) -> tup
     window = min(WINDOW, (part - 1) // windows)
     if window < 1:
         raise SystemExit(f"validation_parts is {parts}; the text is too short for so many held-out parts")
-    train, validation = _hold_out(characters, part, parts)
-    return train, validation, window
+    section = len(characters) // parts
+    starts = [at * section + (section - part) // 2 for at in range(parts)]  # in the middle of each section
+    kept = torch.ones(len(characters), dtype=torch.bool)
+    for start in starts:
+        kept[start : start + part] = False
+    return characters[kept], [characters[start : start + part] for start in starts], window
 
 
 def prompts(text: str) -> list[str]:

@@ -57,7 +57,8 @@ class Origins:
         mase_scale: the MASE scale [N] of each origin's series.
         season: number of steps in a season.
         places: for each origin, the index of its split and its position in the series.
-        covariates: for each origin, the values [T + horizon, K] of the known covariates in its past and its horizon.
+        covariates: for each origin, the values [T + horizon, K] of the known covariates in its past and its horizon, or
+            None.
     """
 
     past: list[np.ndarray]
@@ -65,7 +66,7 @@ class Origins:
     mase_scale: np.ndarray
     season: int
     places: list[tuple[int, int]]
-    covariates: list[np.ndarray]
+    covariates: list[np.ndarray | None]
 
     @property
     def horizon(self) -> int:
@@ -74,11 +75,14 @@ class Origins:
 
     def subset(self, max_origins: int) -> Origins:
         """Return at most ``max_origins`` of the origins, evenly spaced."""
-        indices = np.linspace(0, len(self.past) - 1, min(max_origins, len(self.past))).round().astype(int)
+        return self.at(np.linspace(0, len(self.past) - 1, min(max_origins, len(self.past))).round().astype(int))
+
+    def at(self, indices: Sequence[int] | np.ndarray) -> Origins:
+        """Return the origins with these indices."""
         lists: dict[str, Any] = {
             name: [getattr(self, name)[at] for at in indices] for name in ("past", "places", "covariates")
         }
-        return replace(self, actual=self.actual[indices], mase_scale=self.mase_scale[indices], **lists)
+        return replace(self, actual=self.actual[list(indices)], mase_scale=self.mase_scale[list(indices)], **lists)
 
     def errors(self, forecasts: Sequence[QuantileForecast]) -> forecast_metrics.Errors:
         """Return the errors of forecasts from all origins."""
@@ -186,7 +190,7 @@ def origins(splits: Sequence[Split], season: int, horizon: int, part: HeldOut) -
     Raises:
         DataError: no origin has an actual value in its horizon.
     """
-    past, actual, scales, places, covariates = [], [], [], [], []
+    rows = []
     step = max(1, horizon // 4) if part == "validation" else horizon
     for number, parts in enumerate(splits):
         values, (start, end) = parts.series.values, parts.bounds(part)
@@ -195,28 +199,26 @@ def origins(splits: Sequence[Split], season: int, horizon: int, part: HeldOut) -
         for origin in range(start, end - horizon + 1, step):
             future = actual_values[origin : origin + horizon]
             if not np.isnan(future).all():
-                past.append(past_of(parts.series, origin))
-                covariates.append(parts.series.covariates[max(origin - MAX_PAST, 0) : origin + horizon])
-                actual.append(future)
-                scales.append(scale)
-                places.append((number, origin))
-    if not past:
+                known = parts.series.covariates[max(origin - MAX_PAST, 0) : origin + horizon]
+                rows.append((past_of(parts.series, origin), future, scale, (number, origin), known))
+    if not rows:
         raise DataError(f"no series has values in the {part} part, so no forecast can be measured")
-    return Origins(past, np.stack(actual), np.array(scales), season, places, covariates)
+    return _origins(rows, season)
 
 
 def origins_of(series: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], season: int) -> Origins:
-    """Return the origins of all windows of all series. The MASE scale of a window is that of its past."""
+    """Return the origins of windows of several series, each with its past [T] and its actual values [horizon].
+
+    The MASE scale of a window is that of its past.
+    """
     flat = [(number, past, actual) for number, own in enumerate(series) for past, actual in own]
-    pasts = [past for _, past, _ in flat]
-    return Origins(
-        pasts,
-        np.stack([actual for *_, actual in flat]),
-        np.array([forecast_metrics.mase_scale(past, season) for past in pasts]),
-        season,
-        [(number, len(past)) for number, past, _ in flat],
-        [],
-    )
+    scale = forecast_metrics.mase_scale
+    return _origins([(past, actual, scale(past, season), (at, len(past)), None) for at, past, actual in flat], season)
+
+
+def _origins(rows: Sequence[tuple[Any, ...]], season: int) -> Origins:
+    past, actual, scales, places, covariates = map(list, zip(*rows, strict=True))
+    return Origins(past, np.stack(actual), np.array(scales), season, places, covariates)
 
 
 def observed_end(series: Series, end: int) -> int:

@@ -118,7 +118,7 @@ def fit_temperatures(
         losses = [F.cross_entropy(each / t, labels).item() for each, t in zip(logits, temperatures, strict=True)]
         return sum(losses), temperatures
 
-    smoothing = min(smoothings, key=lambda smoothing: fit(smoothing)[0])
+    _, temperatures, smoothing = min((*fit(smoothing), smoothing) for smoothing in smoothings)
     network.sizes = replace(network.sizes, label_smoothing=smoothing)
-    for temperature, value in zip((network.temperature, network.views_temperature), fit(smoothing)[1], strict=True):
+    for temperature, value in zip((network.temperature, network.views_temperature), temperatures, strict=True):
         temperature.fill_(value)

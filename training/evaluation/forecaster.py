@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from app.tasks.forecasting import GlobalForecaster, QuantileForecast
+from app.tasks.forecasting import GlobalForecaster, QuantileForecast, SeriesWindow
 from training.data import datasets
 from training.evaluation import backtest, forecast_metrics
 from training.evaluation.backtest import Method, Origins
@@ -29,32 +29,25 @@ class Example:
     forecast: QuantileForecast
 
 
-def forecast_series(
-    forecaster: GlobalForecaster,
-    past: list[np.ndarray],
-    season: int | None,
-    horizon: int,
-    covariates: Sequence[np.ndarray] | None = None,
-) -> list[QuantileForecast]:
-    """Return forecasts of many series [T], computed by the serving code in batches of 64.
-
-    If ``season`` is None, the forecaster detects it. ``covariates`` are the known covariates [T + horizon, K] of each
-    series, for networks that were trained with known covariates.
-    """
-    rows = covariates if covariates is not None else [None] * len(past)
-    items = [
-        forecaster.parse(values.tolist(), horizon, seasonality=season, covariates=known)
-        for values, known in zip(past, rows, strict=True)
+def parse(forecaster: GlobalForecaster, origins: Origins, season: int | None) -> list[SeriesWindow]:
+    """Return the values before each origin as ``predict`` reads them. If ``season`` is None, it is detected."""
+    return [
+        forecaster.parse(past.tolist(), origins.horizon, seasonality=season, covariates=known)
+        for past, known in zip(origins.past, origins.covariates, strict=True)
     ]
-    return [forecast for at in range(0, len(items), 64) for forecast in forecaster.predict(items[at : at + 64])]
+
+
+def predict(forecaster: GlobalForecaster, items: list[SeriesWindow], batch: int) -> list[QuantileForecast]:
+    """Return forecasts, computed by the serving code in batches."""
+    starts = range(0, len(items), batch)
+    return [forecast for at in starts for forecast in forecaster.predict(items[at : at + batch])]
 
 
 def served(name: str, forecaster: GlobalForecaster, explanation: str, prefix: str = "", detect: bool = False) -> Method:
     """Return a method that forecasts as the service does. If ``detect`` is true, the forecaster detects the season."""
 
     def forecast(origins: Origins) -> list[QuantileForecast]:
-        season = None if detect else origins.season
-        return forecast_series(forecaster, origins.past, season, origins.horizon, origins.covariates or None)
+        return predict(forecaster, parse(forecaster, origins, None if detect else origins.season), 64)
 
     return Method(name, prefix, explanation, forecast)
 
@@ -96,10 +89,10 @@ def examples(forecaster: GlobalForecaster, held_out: bool = False) -> list[Examp
     """Return four series of each M4 collection with their forecasts. ``evaluate`` explains ``held_out``."""
     result = []
     for collection, origins in last_horizons(held_out):
-        for number in range(0, len(origins.past), -(-len(origins.past) // 4)):
-            past, actual = origins.past[number], origins.actual[number]
-            (forecast,) = forecast_series(forecaster, [past], collection.season, origins.horizon)
-            result.append(Example(f"{collection.name}, series {number + 1}", past, actual, forecast))
+        some = origins.at(range(0, len(origins.past), -(-len(origins.past) // 4)))
+        forecasts = served("", forecaster, "").forecast(some)
+        for place, past, actual, forecast in zip(some.places, some.past, some.actual, forecasts, strict=True):
+            result.append(Example(f"{collection.name}, series {place[0] + 1}", past, actual, forecast))
     return result
 
 

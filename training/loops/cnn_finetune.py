@@ -39,11 +39,11 @@ class FinetuneRecipe(ClassifierRecipe):
     """
 
     def __init__(self, config: CnnFinetuneConfig, network: WhitenedNet, pretrained: bool, *data: Any) -> None:
-        weights = [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
-        head, others = (
-            [weight for name, weight in weights if name.startswith("head.") == of_head] for of_head in (True, False)
-        )
-        groups = [{"params": head}, {"params": others}]
+        weights: dict[bool, list[Tensor]] = {True: [], False: []}  # those of the last layer, and the others
+        for name, weight in network.named_parameters():
+            if weight.requires_grad:
+                weights[name.startswith("head.")].append(weight)
+        groups = [{"params": own} for own in weights.values()]
         super().__init__(network, torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True), *data)
         self.config, self.pretrained = config, pretrained
 

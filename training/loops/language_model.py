@@ -104,14 +104,10 @@ def parameter_groups(network: nn.Module, config: RnnConfig) -> list[dict[str, An
 
     For a gated network, weight decay applies only to weight matrices. Convolution kernels have no weight decay.
     """
-    if config.kind == "character-rnn":
-        return [{"params": list(network.parameters()), "weight_decay": config.weight_decay}]
-    named = dict(network.named_parameters())
-    decayed = [name for name, weight in named.items() if weight.ndim == 2 and "kernel" not in name]
-    return [
-        {"params": [named[name] for name in decayed], "weight_decay": config.weight_decay},
-        {"params": [weight for name, weight in named.items() if name not in decayed], "weight_decay": 0.0},
-    ]
+    groups: dict[bool, list[Tensor]] = {True: [], False: []}
+    for name, weight in network.named_parameters():
+        groups[config.kind == "character-rnn" or (weight.ndim == 2 and "kernel" not in name)].append(weight)
+    return [{"params": own, "weight_decay": config.weight_decay * decayed} for decayed, own in groups.items()]
 
 
 def dropout_of(network: CharacterRNN | GatedRNN, probability: float) -> nn.Module:

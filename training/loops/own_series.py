@@ -32,7 +32,6 @@ from training.configs.series import ForecasterFinetuneConfig
 from training.data.datasets import DataError, print_first, shorten
 from training.data.series.windows import Source, WindowSampler
 from training.data.tables import (
-    Series,
     Table,
     describe,
     read_table,
@@ -44,7 +43,7 @@ from training.data.tables import (
 from training.evaluation import backtest, leaderboard, report
 from training.evaluation.backtest import HeldOut, Origins, Split
 from training.evaluation.classical import NAIVE
-from training.evaluation.forecaster import draw_samples, served
+from training.evaluation.forecaster import draw_samples, parse, predict, served
 from training.evaluation.leaderboard import Leaderboard
 from training.loops.fit import fit
 from training.loops.forecaster import FinetuneRecipe
@@ -183,11 +182,8 @@ def _known(table: Table, splits: list[Split], proportional: bool) -> store.Known
     Raises:
         DataError: a column does not vary in the training parts.
     """
-    ends = [backtest.observed_end(split.series, split.validation) for split in splits]
-    parts = [
-        (split.series.values[:end], split.series.covariates[:end], split.series.observed[:end])
-        for split, end in zip(splits, ends, strict=True)
-    ]
+    ends = [(split.series, backtest.observed_end(split.series, split.validation)) for split in splits]
+    parts = [(series.values[:end], series.covariates[:end], series.observed[:end]) for series, end in ends]
     together = np.concatenate([covariates for _, covariates, _ in parts])
     # The columns are first divided by their largest absolute value, so that no square overflows.
     unit = np.abs(together).max(axis=0) + (together == 0).all(axis=0)
@@ -221,21 +217,16 @@ class Validation:
 
     def __init__(self, forecaster: GlobalForecaster, origins: Origins) -> None:
         self.forecaster, self.origins = forecaster, origins
-        parsed = [
-            forecaster.parse(past.tolist(), origins.horizon, seasonality=origins.season, covariates=known)
-            for past, known in zip(origins.past, origins.covariates, strict=True)
-        ]
-        self.items = [replace(item, non_negative=False) for item in parsed]  # so that negative quantiles count
+        items = parse(forecaster, origins, origins.season)
+        self.items = [replace(item, non_negative=False) for item in items]  # so that negative quantiles count
 
     def __call__(self, network: Forecaster) -> float:
         """Set the network to evaluation mode; return its quantile loss, NaN if it has diverged."""
         self.forecaster.network = network.eval()
-        batches = [self.items[at : at + 256] for at in range(0, len(self.items), 256)]
         try:
-            forecasts = [forecast for batch in batches for forecast in self.forecaster.predict(batch)]
+            return self.origins.errors(predict(self.forecaster, self.items, 256)).quantile_loss
         except ArithmeticError:  # a forecast is not finite
             return math.nan
-        return self.origins.errors(forecasts).quantile_loss
 
 
 MIN_STEPS_PER_EPOCH, MAX_STEPS_PER_EPOCH = 8, 40  # each epoch ends with a validation
@@ -288,26 +279,20 @@ def window_sampler(own: OwnSeries, sizes: ForecasterSizes, ends: Sequence[int]) 
     Before windows are drawn, two components are subtracted from the values: the effects of the covariates, and the
     yearly pattern.
     """
-    parts = [
-        (split.series, backtest.observed_end(split.series, end)) for split, end in zip(own.splits, ends, strict=True)
-    ]
-    pasts = [series.values[:end] for series, end in parts]
-    if own.traits.known:
-        pasts = [_without_covariates(own, series, end) for series, end in parts]
-    if own.traits.year:
-        pasts = [values - yearly_pattern(values, own.traits.year, 0) for values in pasts]
-    series = [torch.from_numpy(values) for values in pasts]
-    observed = [torch.from_numpy(series.observed[:end]) for series, end in parts]
-    source = Source(series, own.table.season, min(own.horizon, sizes.horizon), share=1.0, observed=observed)
+    season, traits = own.table.season, own.traits
+    pasts, masks = [], []
+    for split, end in zip(own.splits, ends, strict=True):
+        end = backtest.observed_end(split.series, end)
+        values, observed = split.series.values[:end], split.series.observed[:end]
+        if traits.known:
+            effect = covariate_effect(values, split.series.covariates[:end], season, traits.known, observed)
+            values = fill_missing(np.where(observed, values - effect, np.nan), season)
+        if traits.year:
+            values = values - yearly_pattern(values, traits.year, 0)
+        pasts.append(torch.from_numpy(values))
+        masks.append(torch.from_numpy(observed))
+    source = Source(pasts, season, min(own.horizon, sizes.horizon), share=1.0, observed=masks)
     return WindowSampler([source], sizes.context, sizes.horizon)
-
-
-def _without_covariates(own: OwnSeries, series: Series, end: int) -> np.ndarray:
-    """Return the first ``end`` values of a series without the effects of the covariates. Gaps are filled afterwards."""
-    values, covariates, observed = series.values[:end], series.covariates[:end], series.observed[:end]
-    assert own.traits.known
-    effect = covariate_effect(values, covariates, own.table.season, own.traits.known, observed)
-    return fill_missing(np.where(observed, values - effect, np.nan), own.table.season)
 
 
 def finetune(
@@ -334,15 +319,12 @@ def compare(forecaster: GlobalForecaster, own: OwnSeries, part: HeldOut) -> Lead
 
     The base version is compared without and, if the series have known covariates, with their effects.
     """
-    base = own.base.label
-    versions = [(f"{base}, not tuned", own.base, "the published network", "untuned_")]
+    base, device = own.base.label, forecaster.device
+    networks = [served(f"{base}, not tuned", GlobalForecaster(own.base, device), "the published network", "untuned_")]
     if own.traits.known:
-        known = with_traits(own.base, own.traits), "the same, with the effects of the known covariates"
-        versions.append((f"{base} with known covariates", *known, "untuned_known_"))
-    networks = [
-        served(name, GlobalForecaster(version, forecaster.device), explanation, prefix)
-        for name, version, explanation, prefix in versions
-    ]
+        known = GlobalForecaster(with_traits(own.base, own.traits), device)
+        explanation = "the same, with the effects of the known covariates"
+        networks.append(served(f"{base} with known covariates", known, explanation, "untuned_known_"))
     networks.append(served(f"{forecaster.card.name}, tuned", forecaster, f"{base}, fine-tuned on the training part"))
     return leaderboard.compare(own.table, own.splits, own.horizon, part, networks)
 

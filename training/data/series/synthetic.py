@@ -49,13 +49,13 @@ def synthetic(season: int, count: int, length: int, seed: int) -> Tensor:
     smooth = draw.bernoulli(0.4) * draw.log_uniform(0.1, 3) * _waves(draw, draw.log_uniform(20, 1000, 6))
     trend = draw.bernoulli(0.5) * draw.normal() * _trend(draw)
     if season > 1:
-        seasonal = draw.log_uniform(0.3, 3) * _season(draw, torch.full((count, 1), float(season), dtype=torch.float64))
+        seasonal = draw.log_uniform(0.3, 3) * _season(draw, season)
         weekly = draw.bernoulli(0.5) * draw.log_uniform(0.1, 1)
-        weekly = weekly * _season(draw, torch.full((count, 1), 7.0 * season).double())
+        weekly = weekly * _season(draw, 7 * season)
         seasonal = (seasonal + weekly * (season in (4, 24))) * (1 + 0.3 * draw.bernoulli(0.3) * smooth.tanh())
     else:
         yearly = draw.bernoulli(0.25) * draw.log_uniform(0.2, 3)
-        yearly = yearly * _season(draw, torch.full((count, 1), 52.0).double())
+        yearly = yearly * _season(draw, 52)
         seasonal = yearly + draw.bernoulli(0.35) * draw.log_uniform(0.5, 5) * _waves(draw, draw.log_uniform(30, 700, 1))
     series = trend + smooth + seasonal + draw.log_uniform(0.02, 0.6) * _noise(draw) + _walk(draw, season)
     return _transform(draw, series + _level_shifts(draw))
@@ -143,7 +143,7 @@ def _waves(draw: Draws, periods: Tensor) -> Tensor:
     return total
 
 
-def _season(draw: Draws, period: Tensor) -> Tensor:
+def _season(draw: Draws, period: int) -> Tensor:
     """Return periodic series [count, length] with up to eight harmonics. 30 % of the series have sharp peaks."""
     harmonics = torch.arange(1, 9, dtype=torch.float64)
     weight = draw.normal(8) * harmonics ** -draw.uniform(0.3, 2.0) * (harmonics <= period / 2)

@@ -147,17 +147,14 @@ class PhotoTraining:
         network = self.tune(start, train_indices, self.run.budget(steps, self.run.options.refits))
         after = self.logits(network, validation)
         temperatures = [limited_temperature(logits, targets) for logits in (before, after)]
-        losses = [
-            float(loss_of(logits / temperature, targets))
-            for logits, temperature in zip((before, after), temperatures, strict=True)
-        ]
+        before, after = before / temperatures[0], after / temperatures[1]
+        losses = [float(loss_of(logits, targets)) for logits in (before, after)]
         print(f"validation loss: {losses[0]:.4f} with a new last layer, {losses[1]:.4f} after fine-tuning")
         if losses[1] >= losses[0]:
             print("fine-tuning did not help, so the network with a new last layer is used")
             return head_only
-        temperature = temperatures[1]
-        network = divide_logits(network, temperature)
-        return Result(network, choice, validation, after / temperature, self.run.step, temperature)
+        network = divide_logits(network, temperatures[1])
+        return Result(network, choice, validation, after, self.run.step, temperatures[1])
 
     def tune(self, network: EfficientNetLite, indices: Tensor, budget: Budget) -> EfficientNetLite:
         """Train the last blocks of ``network`` on the images ``indices``; return the network."""
