@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 from support import processes
 from support.imported.onnx_models import linear_classifier, linear_model
-from support.networks import FORECASTER, TINY, publish_tiny, rewrite_card, tiny_card
+from support.networks import TINY, publish_network, publish_tiny, rewrite_card
 from support.responses import metric_samples
 from support.service import IMAGES, ROOT, Serve, run_models_command
 from support.tables import PRODUCTS, shop_table
@@ -32,7 +32,6 @@ from support.waiting import wait_until
 
 from app import key_file
 from app.importing.add import Description, add
-from app.networks import build
 from app.store import Store
 
 WEB = ROOT / "app" / "web"
@@ -189,6 +188,7 @@ def test_curl_and_python_give_the_answer_of_each_panel(shipped: httpx.Client, op
     assert page.evaluate("navigator.clipboard.readText()") == code_of(page, "text", "Python")
 
 
+@pytest.mark.slow
 def test_every_answer_can_be_downloaded(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
     content = {}
@@ -223,21 +223,6 @@ def test_a_late_sample_does_not_replace_a_chosen_image(serve: Serve, tiny_store:
         status_of(page, "image")
         assert "file=@0013-horse.png" in code_of(page, "image")
         assert page.locator("#image-picture").get_attribute("alt") == "Image 0013-horse.png"
-
-
-@pytest.mark.slow
-def test_an_imported_classifier_gets_no_heat_map(
-    serve: Serve, tiny_store: Path, tmp_path: Path, open_page: Open
-) -> None:
-    (tmp_path / "imported.onnx").write_bytes(linear_classifier().SerializeToString())
-    task = {"task": "classify", "labels": ["cat", "dog"]}
-    add(tiny_store, tmp_path / "imported.onnx", Description("imported", "A matrix", **task), 2**20, 0)
-    with serve() as client:
-        page = open_page(client)
-        page.locator("#image select[name=model]").select_option("imported")
-        page.set_input_files("#image-file", HORSE)
-        assert status_of(page, "image").startswith("imported")
-        assert page.get_by_label("Show heat map").is_disabled()
 
 
 @pytest.mark.slow
@@ -510,8 +495,7 @@ def publish_sales(folder: Path) -> None:
     calendar = {"country": "DE", "step": "day", "first_year": 2025, "last_year": 2027, "dates": ["2026-01-01"]}
     known = {"columns": columns, "calendar": calendar}
     for fields in ({}, {"series": {"season": 7, "known": known}}):
-        card = tiny_card("sales", "forecast", "forecaster", FORECASTER, fields)
-        Store(folder).publish(card, build("forecaster", FORECASTER).state_dict())
+        publish_network(folder, "sales", **fields)
 
 
 @pytest.mark.slow
@@ -567,6 +551,7 @@ def test_known_covariates_of_a_forecaster_have_fields(
         assert expected_errors(page) >= 3
 
 
+@pytest.mark.slow
 def test_images_and_interpolations_follow_their_seeds(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
     status_of(page, "generation")
@@ -755,6 +740,7 @@ def test_pictures_are_loaded_with_the_key_when_a_card_is_opened(
     assert expected_errors(page) == 1
 
 
+@pytest.mark.slow
 def test_the_card_shows_the_active_version_and_the_canary(serve: Serve, tiny_store: Path, open_page: Open) -> None:
     for _ in range(2):
         publish_tiny(tiny_store, "tiny-gan")
@@ -774,39 +760,32 @@ def test_the_card_shows_the_active_version_and_the_canary(serve: Serve, tiny_sto
 
 
 @pytest.mark.slow
-def test_the_card_of_an_imported_network_shows_its_tensors_and_origin(
+def test_imported_and_licensed_networks_are_described(
     serve: Serve, tiny_store: Path, tmp_path: Path, open_page: Open
 ) -> None:
+    (tmp_path / "imported.onnx").write_bytes(linear_classifier().SerializeToString())
     (tmp_path / "linear.onnx").write_bytes(linear_model()[0].SerializeToString())
-    origin = Description("linear", "A matrix", licence="MIT", source="https://example.org/linear")
-    add(tiny_store, tmp_path / "linear.onnx", origin, 2**20, 0)
-    with serve() as client:
-        page = open_page(client)
-        card = page.get_by_role("article", name="linear")
-        card.locator("summary").click()
-        text = card.inner_text()
-        for part in (
-            "tensors",
-            "A matrix",
-            "MIT",
-            "https://example.org/linear",
-            "x float32 [-1, 4]",
-            "ms for one row",
-        ):
-            assert part in text
-
-
-@pytest.mark.slow
-def test_the_card_of_a_trained_network_with_a_licence_shows_its_training(
-    serve: Serve, tiny_store: Path, open_page: Open
-) -> None:
+    source = "https://example.org/linear"
+    for origin in (
+        Description("imported", "A classifier", task="classify", labels=["cat", "dog"]),
+        Description("linear", "A matrix", licence="MIT", source=source),
+    ):
+        add(tiny_store, tmp_path / f"{origin.name}.onnx", origin, 2**20, 0)
     rewrite_card(tiny_store / "tiny-cnn" / "1", licence="Apache-2.0", source="pretrained", minutes=7.0, seed=12)
     with serve() as client:
-        card = open_page(client).get_by_role("article", name="tiny-cnn")
-        card.locator("summary").click()
-        text = card.inner_text()
-        for part in ("7 minutes", "12", "Apache-2.0", "pretrained"):
-            assert part in text
+        page = open_page(client)
+        for name, parts in (
+            ("linear", ("tensors", "A matrix", "MIT", source, "x float32 [-1, 4]", "ms for one row")),
+            ("tiny-cnn", ("7 minutes", "12", "Apache-2.0", "pretrained")),
+        ):
+            card = page.get_by_role("article", name=name)
+            card.locator("summary").click()
+            text = card.inner_text()
+            assert [part for part in parts if part not in text] == []
+        page.locator("#image select[name=model]").select_option("imported")
+        page.set_input_files("#image-file", HORSE)
+        assert status_of(page, "image").startswith("imported")
+        assert page.get_by_label("Show heat map").is_disabled()
 
 
 @pytest.mark.slow
@@ -903,13 +882,10 @@ def test_the_chosen_mode_is_visible_with_forced_colours(serve: Serve, open_page:
 @pytest.mark.slow
 def test_long_names_fit_a_phone(serve: Serve, tiny_store: Path, open_page: Open) -> None:
     name, width = "n" * 64, 320
-    classifier = {"labels": [f"{digit}" * 100 for digit in range(10)]}
-    card = tiny_card(f"c{name[1:]}", "classify", "lenet", TINY["tiny-cnn"][2], classifier)
-    Store(tiny_store).publish(card, build("lenet", TINY["tiny-cnn"][2]).state_dict())
+    labels = [f"{digit}" * 100 for digit in range(10)]
+    publish_network(tiny_store, f"c{name[1:]}", "lenet", TINY["tiny-cnn"][2], labels=labels)
     columns = [{"name": "p" * 100, "mean": 2.5, "scale": 1.0, "coefficient": -0.2}]
-    forecaster = {"series": {"season": 7, "known": {"columns": columns}}}
-    card = tiny_card(name, "forecast", "forecaster", FORECASTER, forecaster)
-    Store(tiny_store).publish(card, build("forecaster", FORECASTER).state_dict())
+    publish_network(tiny_store, name, series={"season": 7, "known": {"columns": columns}})
     with serve() as client:
         page = open_page(client, width=width)
         for panel, model in (("image", f"c{name[1:]}"), ("series", name)):
@@ -986,7 +962,8 @@ def test_versions_are_compared_and_changed_with_the_admin_key(
 
 
 @pytest.mark.parametrize(
-    ("theme", "width"), [("light", 1280), pytest.param("light", 834, marks=pytest.mark.slow), ("dark", 390)]
+    ("theme", "width"),
+    [("dark", 390), *(pytest.param("light", width, marks=pytest.mark.slow) for width in (1280, 834))],
 )
 def test_axe_finds_no_serious_problem_and_the_page_fits_the_window(
     shipped: httpx.Client, open_page: Open, theme: str, width: int

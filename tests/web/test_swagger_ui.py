@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,10 +21,10 @@ HORSE = IMAGES / "cifar10" / "0013-horse.png"
 WAIT = 60_000  # milliseconds
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[httpx.Client]:
     """Start a service with an admin key on a copy of the included store, because the operations change the store."""
-    store = tmp_path_factory.mktemp("swagger") / "store"
+    store = tmp_path / "store"
     shutil.copytree(ROOT / "models_store", store)
     with serving(Settings(store=store, admin_key=KEY, **TEST)) as client:  # type: ignore[arg-type]
         client.headers["authorization"] = f"Bearer {KEY}"
@@ -32,18 +32,18 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def page(browser: Any, service: httpx.Client) -> Iterator[Any]:
-    """Open Swagger UI with all operations and the admin key. Fail if it loads anything from other hosts."""
+def open_docs(browser: Any) -> Iterator[Callable[[httpx.Client], Any]]:
+    """Return a function that opens Swagger UI. Fail if it loads anything from other hosts."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page, urls = context.new_page(), set()
     page.set_default_timeout(WAIT)
     page.on("request", lambda request: urls.add(request.url))
-    page.goto(f"{service.base_url}/docs")
-    page.get_by_role("button", name="Authorize").click()
-    page.locator("#auth-bearer-value").fill(KEY)
-    page.locator(".auth-btn-wrapper").get_by_role("button", name="Apply credentials").click()
-    page.locator(".auth-btn-wrapper").get_by_role("button", name="Close").click()
-    yield page
+
+    def open_docs(client: httpx.Client) -> Any:
+        page.goto(f"{client.base_url}/docs")
+        return page
+
+    yield open_docs
     context.close()
     assert {urlsplit(url).hostname for url in urls if urlsplit(url).scheme not in ("data", "blob")} == {"127.0.0.1"}
 
@@ -64,7 +64,14 @@ def execute(page: Any, operation: dict[str, Any], files: dict[str, Path]) -> tup
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_every_operation_succeeds_with_try_it_out_and_execute(page: Any, service: httpx.Client, tmp_path: Path) -> None:
+def test_every_operation_succeeds_with_try_it_out_and_execute(
+    open_docs: Callable[[httpx.Client], Any], service: httpx.Client, tmp_path: Path
+) -> None:
+    page = open_docs(service)
+    page.get_by_role("button", name="Authorize").click()
+    page.locator("#auth-bearer-value").fill(KEY)
+    page.locator(".auth-btn-wrapper").get_by_role("button", name="Apply credentials").click()
+    page.locator(".auth-btn-wrapper").get_by_role("button", name="Close").click()
     archive = tmp_path / "version.zip"
     archive.write_bytes(service.get("/v1/admin/models/shakespeare-rnn/export?version=1").content)
     network = tmp_path / "linear.onnx"
@@ -92,8 +99,11 @@ def test_every_operation_succeeds_with_try_it_out_and_execute(page: Any, service
     assert not failed
 
 
-def test_the_page_shows_real_answers_as_examples(page: Any) -> None:
-    block = page.locator("#operations-Tasks-forecast_series")
+@pytest.mark.slow
+def test_the_page_shows_real_answers_as_examples(
+    open_docs: Callable[[httpx.Client], Any], shipped: httpx.Client
+) -> None:
+    block = open_docs(shipped).locator("#operations-Tasks-forecast_series")
     block.locator(".opblock-summary-control").click()
     example = block.locator(".responses-table .highlight-code").first.inner_text()
     assert '"model": "series-lstm"' in example
@@ -101,8 +111,8 @@ def test_the_page_shows_real_answers_as_examples(page: Any) -> None:
     assert '"string"' not in example
 
 
-def test_a_chosen_file_is_classified(page: Any) -> None:
-    block = page.locator("#operations-Tasks-classify_images")
+def test_a_chosen_file_is_classified(open_docs: Callable[[httpx.Client], Any], shipped: httpx.Client) -> None:
+    block = open_docs(shipped).locator("#operations-Tasks-classify_images")
     block.locator(".opblock-summary-control").click()
     block.get_by_role("button", name="Try it out").click()
     assert block.locator(".opblock-section-request-body select").first.input_value() == "multipart/form-data"
