@@ -43,7 +43,7 @@ os.environ["QUARTET_TRAINING_LIMITS"] = json.dumps(
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-LONGEST_FILES = ("test_swagger_ui.py", "test_tutorial.py", "test_exported_files.py", "test_export_page.py")
+LONGEST_FILES = ("test_openapi.py", "test_exported_files.py", "test_security.py", "test_version_swaps.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
