@@ -89,27 +89,22 @@ def test_requests_of_all_tasks_are_captured_and_measured(serve: Serve, tmp_path:
     assert np.array_equal(np.asarray(Image.open(images[0])), expected)
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "message"),
-    [
-        ({"request_id": "none", "label": "cat"}, 404, "there is no request 'none'"),
-        ({"request_id": "image"}, 400, "the body has no truth"),
-        ({"request_id": "image", "label": "cat", "accepted": True}, 400, "label and accepted"),
-        ({"request_id": "image", "label": "unicorn"}, 400, "label is 'unicorn'; the model has "),
-        ({"request_id": "image", "label": "cat", "item": 1}, 400, "item is 1; the answer has 1 items"),
-        ({"request_id": "image", "accepted": True}, 400, "is for the task 'classify', which takes label"),
-        ({"request_id": "series", "values": [1.0] * 9}, 400, "values has one for step 8; the forecast has 3 steps"),
-    ],
-)
-def test_feedback_that_does_not_fit_is_rejected(
-    serve: Serve, tmp_path: Path, body: dict[str, Any], status: int, message: str
-) -> None:
+def test_feedback_that_does_not_fit_is_rejected(serve: Serve, tmp_path: Path) -> None:
     with serve(capture=MODELS, records_folder=tmp_path / "capture") as client:
         ask(client, "image", "/v1/images/classify", content=image_bytes())
         ask(client, "series", "/v1/series/forecast", json={"values": [1.0, 2.0] * 20, "horizon": 3})
         wait_until(lambda: len(stored(tmp_path / "capture")) == 2)
-        answer = client.post("/v1/feedback", json=body)
-        assert (answer.status_code, message in answer.json()["error"]["message"]) == (status, True), answer.text
+        for body, status, message in (
+            ({"request_id": "none", "label": "cat"}, 404, "there is no request 'none'"),
+            ({"request_id": "image"}, 400, "the body has no truth"),
+            ({"request_id": "image", "label": "cat", "accepted": True}, 400, "label and accepted"),
+            ({"request_id": "image", "label": "unicorn"}, 400, "label is 'unicorn'; the model has "),
+            ({"request_id": "image", "label": "cat", "item": 1}, 400, "item is 1; the answer has 1 items"),
+            ({"request_id": "image", "accepted": True}, 400, "is for the task 'classify', which takes label"),
+            ({"request_id": "series", "values": [1.0] * 9}, 400, "values has one for step 8; the forecast has 3 steps"),
+        ):
+            answer = client.post("/v1/feedback", json=body)
+            assert (answer.status_code, message in answer.json()["error"]["message"]) == (status, True), answer.text
         assert client.get("/v1/feedback").json() == {"data": []}
 
 

@@ -94,11 +94,8 @@ def assert_all_requests_fail(client: httpx.Client, model: str, out_of_memory: bo
         assert (client.post(other_path, **other_body).status_code == 200) is (name != model)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("model", [*REQUESTS, "tiny-forecaster"])
-def test_nan_or_infinite_outputs_give_500(
-    serve: Serve, tiny_store: Path, faults: dict[str, Fault], model: str, value: float
-) -> None:
+def test_nan_or_infinite_outputs_give_500(serve: Serve, tiny_store: Path, faults: dict[str, Fault], model: str) -> None:
     publish_tiny(tiny_store, "tiny-forecaster")
     task, path, body = REQUESTS.get(model, ("forecast", "/v1/series/forecast", {"json": {"values": SERIES}}))
     if "json" in body:
@@ -107,14 +104,15 @@ def test_nan_or_infinite_outputs_give_500(
         requests = [partial(client.post, path, **body)] + [partial(infer, client, model)] * (model in TENSORS)
         if task == "continue":
             requests.append(partial(client.post, path, json={**body["json"], "stream": True}))
-        faults[task] = lambda outputs, *_: outputs * value
-        for send in requests:
-            answer = send()
-            error = answer.json()["error"]
-            assert answer.status_code == 500
-            assert isinstance(error, str) or error["code"] == "inference_failed"
-        del faults[task]
-        assert {send().status_code for send in requests} == {200}
+        for value in (float("nan"), float("inf")):
+            faults[task] = lambda outputs, *_, value=value: outputs * value
+            for send in requests:
+                answer = send()
+                error = answer.json()["error"]
+                assert answer.status_code == 500
+                assert isinstance(error, str) or error["code"] == "inference_failed"
+            del faults[task]
+            assert {send().status_code for send in requests} == {200}
 
 
 def test_one_failing_image_does_not_make_the_service_unready(serve: Serve, faults: dict[str, Fault]) -> None:
@@ -139,7 +137,7 @@ def test_a_hung_network_makes_requests_fail_at_their_deadline_only(serve: Serve,
 
         def send(model: str) -> httpx.Response:
             _, path, body = REQUESTS[model]
-            return client.post(path, headers={"x-request-timeout": "0.5"}, **body)
+            return client.post(path, headers={"x-request-timeout": "2"}, **body)
 
         answers = [pool.submit(send, "tiny-gan")]
         assert held.entered.wait(30)
