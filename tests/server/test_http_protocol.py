@@ -209,7 +209,7 @@ def test_a_rejected_head_waits_for_the_response_before_it(serve: Serve, held: Ho
 
 def test_a_slow_next_head_does_not_end_a_running_request(serve: Serve, held: Hold) -> None:
     with (
-        serve(inline_seconds=0, head_seconds=0.3) as client,
+        serve(inline_seconds=0, head_seconds=1) as client,
         connected(client) as connection,
     ):
         held.armed.set()
