@@ -194,7 +194,7 @@ def test_the_shipped_store_is_valid() -> None:
 
 @pytest.mark.parametrize(
     ("action", "modules"),
-    [("verify(*key).network()", ("sympy", "torch._dynamo")), ("card(*key)", ("torch", "numpy", "pydantic_settings"))],
+    [("verify(*key)", ("sympy", "torch._dynamo")), ("card(*key)", ("torch", "numpy", "pydantic_settings"))],
 )
 def test_a_version_is_read_with_few_imports(action: str, modules: tuple[str, ...]) -> None:
     script = (
