@@ -71,7 +71,7 @@ def closing(callers: Sequence[socket.socket]) -> Iterator[None]:
         caller.close()
 
 
-@pytest.mark.parametrize(("starts", "even"), [(4, 1), pytest.param(50, 45, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("starts", "even"), [(4, 1), pytest.param(50, 50, marks=pytest.mark.slow)])
 def test_callers_are_distributed_evenly(tiny_store: Path, starts: int, even: int) -> None:
     """A worker that the machine does not run for half a second leaves the callers of this time to the other worker."""
     found: list[int] = []
