@@ -179,8 +179,7 @@ def parse_values(body: Body, names: Sequence[str]) -> pd.DataFrame:
     """
     columns = {name: body.column(name) for name in names}
     sign = body.options.decimal or numbers.decimal_sign(columns, body.separator)
-    commas = any("," in text for own in columns.values() for text in own.numbers)
-    if commas or (sign == "," and any(len(own.vague) for own in columns.values())):
+    if any("," in text or sign == "," for own in columns.values() for text in own.numbers):
         body.remarks.append(f"the decimal separator is {sign!r}")
     missing = body.options.missing
     return pd.DataFrame(

@@ -30,9 +30,8 @@ REJECTED = {
     b"%PDF": "is a PDF; save the table as CSV",
     b"{": "is JSON; save the table as CSV",
     b"[{": "is JSON; save the table as CSV",
-    b"<": "is HTML or XML; save the table as CSV",
+    **dict.fromkeys((b"<!", b"<?", b"<html", b"<HTML", b"<table", b"<TABLE"), "is HTML or XML; save the table as CSV"),
 }
-BRACKETED = re.compile(rb"<[^<>\s/!?]+>[ \t]*[,;\t|]")  # the beginning of a header such as <TICKER>,<DATE>
 SAMPLE_LINES = 300  # number of lines at the beginning of a file from which the separator is detected
 MIN_SHEET_ROWS = 3  # a sheet holds a table if it has at least this many rows
 MAX_CELL = 200  # characters; longer cells are cut, so that messages with a cell are short
@@ -81,7 +80,7 @@ def read_sheet(content: bytes, options: ReadOptions, max_cells: float = math.inf
         raise TableError(f"is damaged or encrypted: {error}") from error
     start = content[:4096].lstrip()
     for magic, problem in REJECTED.items():
-        if start.startswith(magic) and not BRACKETED.match(start):
+        if start.startswith(magic):
             raise TableError(problem)
     if content.startswith(b"PAR1"):
         return _read_parquet(content)

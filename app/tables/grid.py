@@ -1,6 +1,7 @@
-"""Find the time step between the rows of a table, and combine rows into longer time steps.
+"""Put the values of all series on evenly spaced time steps, in one tidy frame.
 
-A time step may be a calendar step such as a month, a fixed step, or a business day.
+The time step is found between the rows of the table, or given by --resample. It may be a calendar step such as a month,
+a fixed step, or a business day.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import numpy as np
 import pandas as pd
 from pandas.tseries.frequencies import to_offset
 
-from app.tables.messages import TableError, option
+from app.tables.messages import NO_TIME, TableError, option
+from app.tables.options import ReadOptions
 
+SERIES, STEP = "(series)", "(step)"  # columns with the number of the series, and of the time step in it
 SECOND, DAY = 10**6, 86_400 * 10**6  # microseconds
 UNITS = {"week": 7 * DAY, "day": DAY, "hour": 3600 * SECOND, "minute": 60 * SECOND, "second": SECOND}
 MONTHS = {1: "month", 2: "2 months", 3: "quarter", 4: "4 months", 6: "half-year", 12: "year"}
@@ -65,12 +68,13 @@ class Grid:
         return target.astype("datetime64[us]") + (start - days)
 
 
-def find(times: np.ndarray, series: np.ndarray) -> Grid | None:
+def find(times: np.ndarray, series: np.ndarray | None = None) -> Grid | None:
     """Return the time step that all series share; None if the times are irregular.
 
     ``times``: datetime64[us] [T], sorted and distinct in each series. ``series``: the number of the series of each
-    time, ascending.
+    time, ascending; None if there is one series.
     """
+    series = np.zeros(len(times), int) if series is None else series
     starts = np.flatnonzero(np.diff(series, prepend=-1))
     first = np.repeat(starts, np.diff(starts, append=len(times)))  # the first row of the same series
     inside = np.diff(series) == 0
@@ -102,7 +106,7 @@ def find(times: np.ndarray, series: np.ndarray) -> Grid | None:
 def is_regular(times: pd.Series) -> bool:
     """Return whether times are regular: at least three, with few holes."""
     own = np.unique(times.dropna().to_numpy())
-    found = find(own, np.zeros(len(own), int)) if len(own) >= 3 else None
+    found = find(own) if len(own) >= 3 else None
     return found is not None and found.holes <= MAX_HOLES_TO_DECIDE
 
 
@@ -145,7 +149,7 @@ def _incomplete(step: str, times: np.ndarray) -> dict[pd.Timestamp, str]:
     A step is incomplete if another row would belong to it, one step before the first or after the last of ``times``,
     which are the sorted distinct times of all rows with a value.
     """
-    ends, found = times[[0, -1]], find(times, np.zeros(len(times), int))
+    ends, found = times[[0, -1]], find(times)
     if found:
         beyond = found.after(ends, [-1, 1])
     else:
@@ -162,3 +166,103 @@ def _incomplete(step: str, times: np.ndarray) -> dict[pd.Timestamp, str]:
         first, last = map(pd.Timestamp, ends)
         raise TableError(f"{option('resample', step)}: the rows from {first} to {last} cover no whole time step")
     return result
+
+
+# --- the tidy frame
+
+
+def cut(data: pd.DataFrame, titles: list[str], known: list[str], remarks: list[str]) -> pd.DataFrame:
+    """Return the rows of each series from its first to its last value.
+
+    ``data``: the columns SERIES, which is an index of ``titles``, ``y`` and ``known``, in the order of time.
+
+    Raises:
+        TableError: there are no values.
+    """
+    there = data["y"].notna()
+    if not there.any():
+        raise TableError("has no values")
+    groups = there.groupby(data[SERIES])
+    count, total = groups.cumsum(), groups.transform("sum")
+    remarks += [f"{titles[code]} has no values, so it is left out" for code in sorted({*data[SERIES][total == 0]})]
+    later = (count == total) & ~there & (count > 0)
+    if known and later.any():
+        remarks.append(f"the last {later.sum()} rows have no value and are not used")
+    return data[(count > 0) & ~later]
+
+
+def on_grid(data: pd.DataFrame, options: ReadOptions, names: str, remarks: list[str]) -> tuple[pd.DataFrame, Grid]:
+    """Return one row for each time step of each series, and the step.
+
+    ``data``: the columns SERIES, ``ds`` and ``y``, and known covariates, sorted by series and time, without rows before
+    the first or after the last value of a series. Its index has the row numbers of the file. ``names``: the columns of
+    time stamps.
+
+    Raises:
+        TableError: time stamps occur twice, or are irregular.
+    """
+    step, aggregate = options.resample, options.aggregate
+    double = data.duplicated([SERIES, "ds"])
+    is_sum = aggregate == "sum" and bool(double.any())
+    if double.any():
+        if aggregate is None:
+            stamp, code = data.loc[double, ["ds", SERIES]].iloc[0]
+            rows = sorted(data.index[(data["ds"] == stamp) & (data[SERIES] == code)])
+            relation = "are in the same time step" if step else f"have the same time stamp {stamp}"
+            raise TableError(
+                f"rows {rows[0]} and {rows[1]} {relation}; use {option('aggregate', 'sum')}, mean or last to combine "
+                f"such rows; or {option('group')} with the columns that name the series; or "
+                f"{option('time', f'{names},hour')} with {option('format')} if there is such a column; or {NO_TIME} if "
+                "each row is one step and the rows are in the order of time"
+            )
+        remarks.append(f"{data.index[double].nunique()} rows are combined with others ({aggregate})")
+        grouped = data.groupby([SERIES, "ds"])
+        y = grouped["y"].sum(min_count=1) if is_sum else grouped["y"].agg(aggregate)
+        data = grouped.mean().assign(y=y).reset_index()
+    found = find(data["ds"].to_numpy(), data[SERIES].to_numpy())
+    if found is None:
+        raise TableError(_irregular(data, step))
+    data = data.assign(**{STEP: found.positions})
+    counts = data.groupby(SERIES)[STEP].max() + 1
+    steps = {SERIES: np.repeat(counts.index, counts), STEP: np.concatenate([*map(np.arange, counts)])}
+    full = pd.DataFrame(steps).merge(data, "left")
+    holes = full["ds"].isna()
+    if holes.any():
+        first = full.groupby(SERIES)["ds"].transform("first")
+        full.loc[holes, "ds"] = found.after(first[holes], full[STEP][holes])
+        full.loc[holes, "y"] = 0.0 if is_sum else np.nan
+        before = pd.Timestamp(found.after(full["ds"][holes].min(), -1).item())
+        text = before.date() if (full["ds"] == full["ds"].dt.normalize()).all() else before.isoformat()
+        count, effect = full["ds"][holes].nunique(), "count as 0" if is_sum else "are missing"
+        remarks.append(f"{count} time steps (one per {found.step}) {effect}, the first after {text}")
+    return full, found
+
+
+def _irregular(data: pd.DataFrame, step: str | None) -> str:
+    """Return the message for times that are on no grid of time steps, or too few. ``step``: --resample."""
+    few = data[SERIES].value_counts().max() < 2
+    if step:
+        holes = f"more than {100 * MAX_HOLES:.0f} % of the time steps have no row; use a longer step"
+        problem = "no series has two time steps; use a shorter step" if few else holes
+        return f"with {option('resample', step)}, {problem}, for example the next one of h, D, W, M, Q and Y"
+    problem = "no series has two time stamps" if few else "the time stamps are irregular"
+    return (
+        f"{problem}, for example {', '.join(map(str, data['ds'].iloc[:4]))}; use {option('resample', 'D')} (or h, "
+        f"15min, W, M) and {option('aggregate', 'sum')}, mean or last"
+    )
+
+
+def fill_covariates(data: pd.DataFrame, titles: list[str], known: list[str], remarks: list[str]) -> None:
+    """Replace missing covariates by the value before them or, at the start, by the first value.
+
+    Raises:
+        TableError: a series has no value of a covariate.
+    """
+    for name in known:
+        missing = data[name].isna()
+        data[name] = data.groupby(SERIES)[name].ffill().groupby(data[SERIES]).bfill()
+        if data[name].isna().any():
+            title = titles[data[SERIES][data[name].isna()].iloc[0]]
+            raise TableError(f"{title}: the known covariate {name!r} has no values")
+        if missing.any():
+            remarks.append(f"{missing.sum()} missing values of {name!r} repeat the value before them")

@@ -61,9 +61,9 @@ class Body:
 
     def read_words(self, name: str) -> None:
         """Replace yes by 1 and no by 0 in a column that has only such words."""
-        words = self.frame[name].astype("str").str.strip().str.lower()[self.frame[name].notna()]
+        words = self.frame[name].dropna().astype("str").str.lower()
         if len(words) and words.isin(list(WORDS)).all():
-            self.frame[name] = words.map(WORDS).reindex(self.frame.index)
+            self.frame[name] = words.map(WORDS)
             self.columns.pop(name, None)
             self.remarks.append(f"column {name!r}: {words.iloc[0]} is {WORDS[words.iloc[0]]}")
 

@@ -74,8 +74,8 @@ class Column:
     Attributes:
         values: the plain numbers, float64 [T]; NaN for all other cells.
         numbers: the other texts of numbers, which are distinct.
-        pointed: the text of a plain number whose point must separate decimals, or "".
-        vague: the texts of plain numbers such as 1.234 if there is no such number.
+        pointed: the text of a plain number whose point must separate decimals, or "". Without such a text, numbers such
+            as 1.234 are not plain.
         others: the distinct texts that are neither numbers nor missing.
         share: the share of numbers among the cells that are not missing; 0 if all are missing.
         missing: whether each cell is missing, bool [T].
@@ -86,12 +86,13 @@ class Column:
         values = pd.to_numeric(cells, errors="coerce").to_numpy("float64", na_value=np.nan).copy()
         named = np.isin(values, pd.to_numeric(np.array(missing, object), errors="coerce"))
         values[named | np.isinf(values)] = np.nan
+        self.pointed = ""
+        if cells.dtype.kind == "O" and not np.isnan(values).all():
+            dotted = cells[~np.isnan(values) & cells.str.contains(".", regex=False).eq(True)].astype("str")
+            self.pointed = next((text for text in dotted if not VAGUE.fullmatch(text)), "")
+            if not self.pointed:
+                values[dotted.index] = np.nan
         plain, there = ~np.isnan(values), cells.notna().to_numpy()
-        dotted = pd.Series(dtype="str")
-        if cells.dtype.kind == "O" and plain.any():
-            dotted = cells[plain & cells.str.contains(".", regex=False).eq(True)].astype("str")
-        self.pointed = next((text for text in dotted if not VAGUE.fullmatch(text)), "")
-        self.vague = dotted[:0] if self.pointed else dotted
         self.cells, self.values = cells, values
         counts = Counter(cells[there & ~plain & ~named].astype("str").tolist())
         blank = {text for text in counts if text.lower() in MISSING} | (counts.keys() & {*missing})
@@ -129,7 +130,7 @@ def decimal_sign(columns: Mapping[str, Column], separator: str) -> str:
     likely: dict[str, str] = {}
     unclear = ""
     for name, column in columns.items():
-        numbers = column.numbers | {text: number for text in column.vague.iloc[:1] if (number := written(text))}
+        numbers = column.numbers
         for sign in NUMBER:
             only = (text for text, number in numbers.items() if [*number.values] == [sign])
             if cell := next(only, column.pointed if sign == "." else ""):
@@ -140,7 +141,7 @@ def decimal_sign(columns: Mapping[str, Column], separator: str) -> str:
         cell = next(iter(vague))
         sign, other = (",", ".") if "," in cell else (".", ",")
         clear = [number.values.get(".", np.nan) for text, number in numbers.items() if text not in vague]
-        whole = pd.Series(np.append(np.delete(column.values, column.vague.index), clear)).abs().max()
+        whole = pd.Series(np.append(column.values, clear)).abs().max()
         is_amount = sign == separator == "," and any(re.search("[$£]", number.mark) for number in vague.values())
         below = whole < 1000 and (sign, separator) != (".", ",")
         if (below or is_amount) and not whole >= 1000 and not any(other in text for text in vague):
@@ -185,8 +186,6 @@ def parse(
             f"{advice}; or name the columns to read with {COLUMN}"
         )
     values = column.values.copy()
-    if decimal == ",":
-        values[column.vague.index] = (1000 * values[column.vague.index]).round()
     if right:
         values = np.where(np.isnan(values), cells.map(right).astype("float64"), values)
     if mark:

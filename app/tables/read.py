@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from app.tables import columns, grid, header, layout, tidy
+from app.tables import columns, grid, header, layout
 from app.tables.files import read_sheet
+from app.tables.grid import SERIES
 from app.tables.header import Body
 from app.tables.layout import TIME, VALUE
 from app.tables.messages import NO_TIME, TableError, option
 from app.tables.options import ReadOptions
-from app.tables.tidy import GROUP, ROW, SERIES
 from app.tables.times import Reading
 
 
@@ -87,22 +87,24 @@ def read(
         for own in names
         for column in values
     ]
-    rows = data[known].assign(**{GROUP: codes, ROW: body.rows})
-    rows["ds"] = time.times if time else rows.groupby(GROUP).cumcount() + 1 if melted else body.rows
-    parts = [rows.assign(y=data[own], **{SERIES: codes * len(values) + at}) for at, own in enumerate(values)]
-    data = pd.concat(parts, ignore_index=True)
+    rows = data[known].set_axis(pd.Index(body.rows))
+    numbers = (rows.groupby(codes).cumcount() + 1).to_numpy() if melted else body.rows
+    rows["ds"] = time.times.to_numpy() if time else numbers
+    parts = [rows.assign(y=data[own].to_numpy(), **{SERIES: codes * len(values) + at}) for at, own in enumerate(values)]
+    data = pd.concat(parts)
     data = data.iloc[np.lexsort((data["ds"], data[SERIES]))]
     if time:
         body.remarks.append(f"time stamps: column {', '.join(map(repr, time.names))}, {time.label}")
     if options.resample:
         data = grid.resample(data, options.resample, options.aggregate == "sum", body.remarks)
-    data = tidy.cut(data, titles, known, body.remarks)
-    step: tidy.Step = "step", operator.add
+    data = grid.cut(data, titles, known, body.remarks)
+    step, after = "step", operator.add
     if time:
-        data, step = tidy.on_grid(data, options, ",".join(time.names), body.remarks)
-    tidy.fill_covariates(data, titles, known, body.remarks)
+        data, found = grid.on_grid(data, options, ",".join(time.names), body.remarks)
+        step, after = found.step, found.after
+    grid.fill_covariates(data, titles, known, body.remarks)
     data["unique_id"] = np.array(titles, object)[data[SERIES]]
-    return TidyTable(data[["unique_id", "ds", "y", *known]], *step, known, body.remarks)
+    return TidyTable(data[["unique_id", "ds", "y", *known]].reset_index(drop=True), step, after, known, body.remarks)
 
 
 def _without_constants(body: Body, data: pd.DataFrame, values: list[str], codes: np.ndarray) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,11 +26,12 @@ FORMATS = [  # of strptime, for dates with "-" between all parts, and three lett
     *("q-%Y-%m", "q-%y-%m", "w-%G-%V-%u"),  # see ``_normalised``
 ]
 SAMPLE_CELLS = 100  # number of cells on which each format is tried first
-EPOCHS: dict[Literal["s", "ms", "us", "ns"], str] = {
-    "s": "seconds",
-    "ms": "milliseconds",
-    "us": "microseconds",
-    "ns": "nanoseconds",
+NUMBERS: dict[str, tuple[Any, str, tuple[int, int]]] = {  # unit, first day and possible years of numbers
+    "seconds since 1970": ("s", "unix", (1979, 2099)),
+    "milliseconds since 1970": ("ms", "unix", (1979, 2099)),
+    "microseconds since 1970": ("us", "unix", (1979, 2099)),
+    "nanoseconds since 1970": ("ns", "unix", (1979, 2099)),
+    "Excel dates": ("D", "1899-12-30", (1949, 2119)),
 }
 
 
@@ -161,10 +162,10 @@ def numeric_readings(values: np.ndarray) -> list[Reading]:
     known = (cells := pd.Series(values)).dropna()
     if not len(known) or known.min() < 1000 or known.max() >= 2**63:
         return []
-    found = {}
-    for unit, name in EPOCHS.items():
-        found[f"{name} since 1970"] = pd.to_datetime(known, unit=unit, errors="coerce"), (1979, 2099)
-    found["Excel dates"] = pd.to_datetime(known, unit="D", origin="1899-12-30", errors="coerce"), (1949, 2119)
+    found = {
+        label: (pd.to_datetime(known, unit=unit, origin=origin, errors="coerce"), years)
+        for label, (unit, origin, years) in NUMBERS.items()
+    }
     digits = {len(str(int(number))) for number in (known.min(), known.max())}
     if len(digits) == 1 and digits < {4, 6, 8, 10, 12, 14} and (known % 1 == 0).all():
         pattern = "%Y%m%d%H%M%S"[: digits.pop() - 2]  # the year has four digits, the other parts have two
