@@ -16,8 +16,7 @@ from enum import Enum
 from app.engine.observer import VersionKey
 from app.errors import TooManyVersions
 from app.serving.model import Model
-from app.store import Rollout
-from app.store.rollout import Shadow
+from app.store import Roles, Rollout
 from app.store.snapshot import Snapshot, StoredVersion
 
 UNKNOWN = StoredVersion()  # before the first scan
@@ -65,15 +64,12 @@ class Entry:
 Table = Mapping[VersionKey, Entry]
 
 
-@dataclass(frozen=True)
-class VersionSet:
-    """The versions of one model that requests may ask for.
+@dataclass(frozen=True, kw_only=True)
+class VersionSet(Roles):
+    """The versions of one model that requests may ask for. Those of an unloaded model have no roles.
 
     Attributes:
         numbers: the served versions: not retired, not known to be damaged.
-        active: serves requests without a version number, except the share of the canary (in per cent).
-        previous: becomes active after a rollback without a canary.
-        shadow: gets copies of a share of the captured requests (in per cent).
         unloaded: the versions of an unloaded model, which are served after it is loaded again.
         resident: the versions that stay in memory, most important first.
         state: see ``Rollout.state``.
@@ -82,11 +78,6 @@ class VersionSet:
     name: str
     numbers: tuple[int, ...] = ()
     retired: tuple[int, ...] = ()
-    active: int | None = None
-    previous: int | None = None
-    canary: int | None = None
-    share: float = 0.0
-    shadow: Shadow | None = None
     unloaded: tuple[int, ...] = ()
     resident: tuple[int, ...] = ()
     state: str = ""
@@ -98,14 +89,12 @@ class VersionSet:
         roles = rollout.roles(numbers)
         state = rollout.state(name, roles)
         if rollout.unloaded:
-            return cls(name, retired=retired, unloaded=numbers, state=state)
-        canary, share = (roles.canary.version, roles.canary.share) if roles.canary else (None, 0.0)
+            return cls(name=name, retired=retired, unloaded=numbers, state=state)
         kept = roles.previous if roles.previous in rollout.history else None
-        shadow = roles.shadow.version if roles.shadow else None
+        canary, shadow = (each.version if each else None for each in (roles.canary, roles.shadow))
         wanted = (roles.active, canary, kept, shadow)
         resident = tuple(dict.fromkeys(number for number in wanted if number is not None))
-        chosen = roles.active, roles.previous, canary, share, roles.shadow
-        return cls(name, numbers, retired, *chosen, resident=resident, state=state)
+        return cls(name=name, numbers=numbers, retired=retired, resident=resident, state=state, **vars(roles))
 
     def version_for(self, request_id: str) -> int | None:
         """Return the version for a request without a version number, or None if no version is active.
@@ -116,7 +105,7 @@ class VersionSet:
             return self.active
         digest = hashlib.blake2b(f"{self.name} {request_id}".encode(), digest_size=8).digest()
         part = int.from_bytes(digest) % SHARE_PARTS
-        return self.canary if part < self.share * SHARE_PARTS / 100 else self.active
+        return self.canary.version if part < self.canary.share * SHARE_PARTS / 100 else self.active
 
 
 VersionSets = Mapping[str, VersionSet]  # by model name
@@ -160,7 +149,8 @@ def plan(
     serve = {}
     for name, wanted in desired.items():
         current = served.get(name)
-        is_ready = {(name, number) for number in (wanted.active, wanted.canary) if number} <= ready
+        used = (wanted.active, wanted.canary and wanted.canary.version)
+        is_ready = {(name, number) for number in used if number} <= ready
         if is_ready or (current and (name, current.active) not in ready):
             serve[name] = wanted
         elif current:

@@ -56,9 +56,9 @@ class Roles:
         shadow: gets copies of requests that the active version answers.
     """
 
-    active: int | None
-    canary: Canary | None
-    previous: int | None
+    active: int | None = None
+    canary: Canary | None = None
+    previous: int | None = None
     shadow: Shadow | None = None
 
 

@@ -34,7 +34,7 @@ from app.observability.metrics import Metrics
 from app.serving.models import Models
 from app.serving.plan import State, VersionSet
 from app.settings import Settings, SettingsError
-from app.store import CARD, WEIGHTS
+from app.store import CARD, WEIGHTS, Canary
 from app.store.disk import Disk
 from app.tasks import CLASSIFY, SAMPLE
 
@@ -171,10 +171,10 @@ async def test_a_request_without_a_model_needs_a_default_model(start: Start, fol
 
 def test_the_choice_for_a_request_id_never_changes() -> None:
     """Other processes and later releases choose the same version for the same request."""
-    canary = VersionSet("a", (1, 2, 3), active=3, previous=1, canary=2, share=25.0)
+    canary = VersionSet(name="a", active=3, canary=Canary(version=2, share=25.0))
     assert "".join(str(canary.version_for(f"r{i}")) for i in range(24)) == "323333323333332233333232"
     assert (canary.version_for("r18344"), canary.version_for("r9441")) == (2, 3)  # the two sides of the share
-    small = VersionSet("a", (1, 2), active=1, canary=2, share=0.01)
+    small = VersionSet(name="a", active=1, canary=Canary(version=2, share=0.01))
     assert Counter(small.version_for(f"r{i}") for i in range(50_000))[2] == 2
 
 

@@ -161,7 +161,7 @@ def _model(
         "version": card.version,
         "versions": list(versions.numbers),
         "active": versions.active,
-        "canary": {"version": versions.canary, "share": versions.share} if versions.canary else None,
+        "canary": cast("Canary", versions.canary.model_dump()) if versions.canary else None,
         "shadow": cast("Shadow", versions.shadow.model_dump()) if versions.shadow else None,
         "previous": versions.previous,
         "retired": list(versions.retired),
