@@ -15,12 +15,16 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from app.cli import add_model, capture, shadow
+from app.cli import add_model, capture
 from app.cli.output import write_line
+from app.errors import QuartetError
 from app.store import LATEST, Card, RolloutRefused, Store, StoreError, VersionNotFound, catalogue
 from app.store.store import NUMBER
+
+if TYPE_CHECKING:  # takes seconds to import
+    from app.records.comparison import Comparison
 
 # The modules that need torch are imported by the commands that use them, because they take seconds to import.
 MAX_COLUMN_WIDTH = 48  # characters; longer cells are cut, except with --json
@@ -228,16 +232,39 @@ def _change(args: argparse.Namespace) -> None:
     _report(args, args.name)
 
 
+def _comparison(args: argparse.Namespace, store: Store) -> tuple[int, int, Comparison]:
+    """Return the active version, the shadow and their comparison. Raises StoreError."""
+    from app.records.comparison import compare_versions
+
+    name, roles = args.name, store.roles(args.name)
+    if roles.active is None or roles.shadow is None:
+        raise RolloutRefused(f"{name} has no shadow; `shadow {name} VERSION` makes a version the shadow")
+    active, shadow = roles.active, roles.shadow.version
+    try:
+        compared = compare_versions(capture.existing(args.records), store.card(name, active).task, name, active, shadow)
+    except QuartetError as error:
+        raise StoreError(str(error)) from None
+    return active, shadow, compared
+
+
 def _compare(args: argparse.Namespace) -> None:
-    active, number, compared = shadow.compare(Store(args.store), args.name, args.records)
-    _print(args, asdict(compared), shadow.table(active, number, compared))
+    def number(value: float | None, sign: str = "") -> str:
+        return "-" if value is None else f"{value:{sign}.4g}"
+
+    active, shadow, compared = _comparison(args, Store(args.store))
+    table: list[Row] = [("FIGURE", f"VERSION {active}", f"VERSION {shadow}", "DIFFERENCE", "95 % INTERVAL", "REQUESTS")]
+    for row in compared.rows:
+        bounds = "-" if row.difference is None else " to ".join(number(bound, "+") for bound in row.interval)
+        means = number(row.active), number(row.shadow), number(row.difference, "+")
+        table.append((row.name, *means, bounds, row.requests))
+    _print(args, asdict(compared), table)
     if not args.json:
         write_line(compared.verdict)
 
 
 def _promote(args: argparse.Namespace) -> None:
     store = _store(args)
-    _, number, compared = shadow.compare(store, args.name, args.records)
+    _, number, compared = _comparison(args, store)
     if not compared.is_better:
         raise RolloutRefused(f"{compared.verdict}; `activate {args.name} {number}` activates it anyway")
     store.activate(args.name, number)
@@ -266,14 +293,11 @@ def _verify(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace) -> None:
     from app.importing.limits import allow_bytes
     from app.settings import Settings
-    from app.store.archive import BadArchive, import_archive
+    from app.store.archive import import_archive
 
-    store = _store(args)
+    store, max_bytes = _store(args), Settings().limits.max_import_bytes
     with store.disk.open(args.file) as file:
-        max_bytes = Settings().limits.max_import_bytes
-        if (size := os.fstat(file.fileno()).st_size) > max_bytes:
-            raise BadArchive(f"{args.file} has {size:,} bytes; the maximum is {max_bytes:,}")
-        allow_bytes(size)
+        allow_bytes(min(os.fstat(file.fileno()).st_size, max_bytes))
         store.defaults()  # so that an error in the store is not attributed to the archive
         try:
             card = import_archive(store, file, max_bytes, args.renumber, args.activate)
