@@ -46,7 +46,7 @@ from app.observability.middleware import RequestTelemetry
 from app.observability.shared_metrics import SharedMetrics
 from app.observability.tracing import create_tracer
 from app.records.batches import Batches
-from app.records.capture import create_capture, open_records
+from app.records.capture import open_records
 from app.server.process import run_service
 from app.server.system import cores
 from app.serving.device import limit_threads, trim_heap
@@ -108,11 +108,9 @@ def create_app(
     log = AccessLog(settings.log_format)
     models, counters = Models(settings, metrics, preloaded, disk=disk), counters or limit_storage(settings)
     key, keys = admin_key(settings), api_keys(settings, counters, metrics.on_rate_limited)
-    records = open_records(settings)
-    capture = create_capture(settings, records, metrics.on_captured)
+    records, capture = open_records(settings, metrics.on_captured)
     shadows, batches = ShadowTraffic(models, capture) if capture else None, Batches(records) if records else None
-    metrics.feedback = lambda: capture.figures if capture else []
-    metrics.drift = lambda: capture.drift if capture else []
+    metrics.capture = capture
     parts = {"Administration": key, "Feedback": capture, "Batches": batches}
     tags = [tag for tag in TAGS if parts.get(tag["name"], True)]
     app: FastAPI = FastAPIOffline(

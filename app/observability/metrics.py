@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from app.engine.observer import BatchMember, RequestTrace, VersionKey
 from app.observability.shared_metrics import SharedMetrics
 from app.observability.tracing import Tracer
-from app.records.database import FeedbackFigure
+from app.records.capture import Capture
 
 log = logging.getLogger("quartet")
 
@@ -50,17 +50,15 @@ class Metrics:
         self.tracer, self._shared = tracer, shared
         self._known: frozenset[VersionKey] | None = None  # versions that are shown; None means all
         self.registry = CollectorRegistry()
+        self.capture: Capture | None = None  # has what feedback says about the answers, and the drift
         options: dict[str, Any] = {"namespace": "quartet", "registry": self.registry}
         counter: Callable[..., Counter] = partial(Counter, **options)
         gauge: Callable[..., Gauge] = partial(Gauge, multiprocess_mode="livesum", **options)
-        route = ("route", "method", "status")
+        histogram: Callable[..., Histogram] = partial(Histogram, buckets=SECONDS, **options)
+        route, version = ("route", "method", "status"), ("model", "version")
         self.requests = counter("requests", "Requests answered, or cancelled by the client (status 499)", route)
-        self.request_seconds = Histogram(
-            "request_seconds",
-            "Duration of a request, until the last part of its response is sent",
-            route,
-            buckets=SECONDS,
-            **options,
+        self.request_seconds = histogram(
+            "request_seconds", "Duration of a request, until the last part of its response is sent", route
         )
         self.errors = counter("errors", "Requests that failed, by error code", ("route", "reason"))
         self.requests_running = gauge("requests_running", "Requests in progress")
@@ -69,8 +67,6 @@ class Metrics:
             "Captured requests that were stored or dropped, and compared with the answer of a shadow or skipped",
             ("model", "result"),
         )
-        self.drift: Callable[[], Iterable[tuple[str, str, str, float]]] = list  # model, version, feature, its drift
-        self.feedback: Callable[[], Iterable[FeedbackFigure]] = list  # returns what feedback says about the answers
         self.rate_limited = counter("rate_limited", "Requests over the rate limit of their API key", ("key",))
         self.states = gauge(
             "versions",
@@ -88,44 +84,37 @@ class Metrics:
             "planned_workers", "Worker processes that the service should have", multiprocess_mode="livemax"
         )
         self.planned_workers.set(workers if shared else 1)
-        self._create_for_versions({**options, "labelnames": ("model", "version")})
-
-    def _create_for_versions(self, options: dict[str, Any]) -> None:
-        """Create the metrics that exist for each version."""
-        counter: Callable[..., Counter] = partial(Counter, **options)
-        gauge: Callable[..., Gauge] = partial(Gauge, multiprocess_mode="livesum", **options)
-        histogram: Callable[..., Histogram] = partial(Histogram, **options)
         self.version_request_seconds = Summary(
             "version_request_seconds",
             "Duration of the requests for a version. The result is success, or the error code of the failure",
-            **options | {"labelnames": ("model", "version", "result")},
+            (*version, "result"),
+            **options,
         )
         self.last_batch = gauge(
-            "last_batch_timestamp_seconds", "Unix time at which the last batch ended", multiprocess_mode="max"
+            "last_batch_timestamp_seconds", "Unix time at which the last batch ended", version, multiprocess_mode="max"
         )
-        self.queue_seconds = histogram("queue_seconds", "Time from queueing to the start of a batch", buckets=SECONDS)
+        self.queue_seconds = histogram("queue_seconds", "Time from queueing to the start of a batch", version)
         self.compute_seconds = histogram(
-            "compute_seconds", "Duration of one batch, or of one round of text steps", buckets=SECONDS
+            "compute_seconds", "Duration of one batch, or of one round of text steps", version
         )
-        self.batch_rows = histogram("batch_rows", "Rows in one batch", buckets=ROWS)
+        self.batch_rows = histogram("batch_rows", "Rows in one batch", version, buckets=ROWS)
         self.first_token_seconds = histogram(
-            "time_to_first_token_seconds", "Time from queueing to the first character of a text", buckets=SECONDS
+            "time_to_first_token_seconds", "Time from queueing to the first character of a text", version
         )
         self.inter_token_seconds = histogram(
-            "inter_token_seconds", "Mean time between two characters of a text", buckets=INTER_TOKEN_SECONDS
+            "inter_token_seconds", "Mean time between two characters of a text", version, buckets=INTER_TOKEN_SECONDS
         )
         self.queued = gauge(
             "queued_rows",
             "Rows waiting for a batch, without the rest of large requests of which a part is being computed",
+            version,
         )
-        self.running = gauge("running_rows", "Rows being computed")
+        self.running = gauge("running_rows", "Rows being computed", version)
         self.rejected = counter(
-            "rejected_requests",
-            "Requests rejected by the queue of a version",
-            labelnames=("model", "version", "reason"),
+            "rejected_requests", "Requests rejected by the queue of a version", (*version, "reason")
         )
-        self.failures = counter("failures", "Failures of a network on a valid input")
-        self.loaded = gauge("loaded_bytes", "Bytes of loaded weights in all workers")
+        self.failures = counter("failures", "Failures of a network on a valid input", version)
+        self.loaded = gauge("loaded_bytes", "Bytes of loaded weights in all workers", version)
 
     def for_version(self, model: str, version: int) -> VersionMetrics:
         """Return the metrics of a version. Those of the same version are equal."""
@@ -196,16 +185,18 @@ class Metrics:
 
     def _of_captured(self) -> list[Metric]:
         """Return the metrics of captured requests, except those without a value."""
+        if self.capture is None:
+            return []
         names = ("model", "version", "figure")
         mean = GaugeMetricFamily("quartet_feedback_mean", "Mean of a figure over all feedback", labels=names)
         count = GaugeMetricFamily("quartet_feedback_count", "Number of measurements of a figure", labels=names)
-        for figure in self.feedback():
+        for figure in self.capture.figures:
             key = (figure["model"], str(figure["version"]), figure["name"])
             mean.add_metric(key, figure["mean"])
             count.add_metric(key, figure["count"])
         text = "Population stability index divided by its threshold"
         drift = GaugeMetricFamily("quartet_drift", text, labels=("model", "version", "feature"))
-        for *labels, value in self.drift():
+        for *labels, value in self.capture.drift:
             drift.add_metric(labels, value)
         return [metric for metric in (mean, count, drift) if metric.samples]
 

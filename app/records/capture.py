@@ -131,30 +131,24 @@ def parse_shares(text: str) -> dict[str, float]:
     return shares
 
 
-def open_records(settings: Settings) -> Database | None:
-    """Return the records of a service, or None if it has none. Raises SettingsError."""
-    parse_shares(settings.capture)  # an error should come before the file is opened
-    if settings.records_folder is None:
-        return None
-    name = f"QUARTET_RECORDS_FOLDER is {str(settings.records_folder)!r}"
+def open_records(settings: Settings, count: Callable[[str, str], object]) -> tuple[Database | None, Capture | None]:
+    """Return the records and the capture of a service, or None for each that it does not have. Raises SettingsError.
+
+    ``count``: see ``Capture``.
+    """
+    shares, folder = parse_shares(settings.capture), settings.records_folder
+    if folder is None:
+        if shares:
+            raise SettingsError(f"QUARTET_CAPTURE is {settings.capture!r}, which needs QUARTET_RECORDS_FOLDER")
+        return None, None
+    name = f"QUARTET_RECORDS_FOLDER is {str(folder)!r}"
     if settings.records_url:
         name += f", QUARTET_RECORDS_URL {hide_password(repr(settings.records_url))}"
     try:
-        database = Database(settings.records_folder, settings.records_url)
+        database = Database(folder, settings.records_url)
         database.open()
     except RecordsUnavailable as error:
         raise SettingsError(f"{name}: {error}") from None
     except ImportError:
         raise SettingsError(f"{name}, which needs the extra [postgres]") from None
-    return database
-
-
-def create_capture(
-    settings: Settings, database: Database | None, count: Callable[[str, str], object]
-) -> Capture | None:
-    """Return the capture of a service, or None if it captures nothing. Raises SettingsError."""
-    if not (shares := parse_shares(settings.capture)):
-        return None
-    if database is None:
-        raise SettingsError(f"QUARTET_CAPTURE is {settings.capture!r}, which needs QUARTET_RECORDS_FOLDER")
-    return Capture(database, shares, settings.limits, count)
+    return database, Capture(database, shares, settings.limits, count) if shares else None
