@@ -30,14 +30,22 @@ def run_service(settings: Settings, create_app: Callable[..., FastAPI]) -> int:
     """Serve in this process or in several workers, until a signal stops the service. Returns the exit status.
 
     Raises:
-        SettingsError: a setting, the device or the store cannot be used.
+        SettingsError: a setting, the device, the store, the address, the certificate or the storage of rate limits
+            cannot be used.
     """
     workers, threads = plan_workers(settings, Machine.find(settings))
     raise_file_limit()
     single_arena()
     if workers == 1:
         run_alone(settings.model_copy(update={"threads": threads}), create_app)
-    return run_supervisor(settings, create_app, workers, threads)
+    changes = {
+        "threads": threads,
+        "workers": workers,
+        # Each worker must have room for one body of the allowed size.
+        "max_buffered_bytes": max(settings.max_buffered_bytes // workers, settings.max_body_bytes),
+        "queue_rows": max(1, settings.queue_rows // workers),
+    }
+    return Supervisor(settings.model_copy(update=changes), create_app).run()
 
 
 @dataclass(frozen=True)
@@ -92,22 +100,6 @@ def run_alone(settings: Settings, create_app: Callable[..., FastAPI]) -> NoRetur
         signal.signal(signal.SIGHUP, on_hangup)
     exit_if_hung(table, settings.limits.liveness_timeout_seconds)
     run_server(server)
-
-
-def run_supervisor(settings: Settings, create_app: Callable[..., FastAPI], workers: int, threads: int) -> int:
-    """Serve with several workers until a signal stops the service. Returns the exit status.
-
-    Raises:
-        SettingsError: the address, the certificate or the storage of rate limits cannot be used.
-    """
-    changes = {
-        "threads": threads,
-        "workers": workers,
-        # Each worker must have room for one body of the allowed size.
-        "max_buffered_bytes": max(settings.max_buffered_bytes // workers, settings.max_body_bytes),
-        "queue_rows": max(1, settings.queue_rows // workers),
-    }
-    return Supervisor(settings.model_copy(update=changes), create_app).run()
 
 
 def exit_if_hung(table: WorkerTable, seconds: float) -> None:
