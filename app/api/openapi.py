@@ -149,7 +149,9 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
             parameter = {"name": name, "in": "query", "required": False, "description": schema.pop("description", "")}
             if "examples" in schema:
                 parameter["example"] = schema.pop("examples")[0]
-            parameters.append({**parameter, "schema": {key: schema[key] for key in schema if schema[key] is not None}})
+            # Swagger UI sends a default of false, and a request with JSON has no query parameters.
+            shown = {key: value for key, value in schema.items() if value is not None and value is not False}
+            parameters.append({**parameter, "schema": shown})
     return [*parameters, *([REQUEST_TIMEOUT] if operation.has_deadline else []), REQUEST_ID]
 
 
