@@ -116,12 +116,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "notes": notes(options, config, temperature),
     }
     if is_own:
-        names = " ".join(key.removeprefix("text:") for key in data)
-        card["title"] = f"Continues a text in the manner of {names}"[:200]
+        card["title"] = " ".join(["Continues a text in the manner of", *(key[len("text:") :] for key in data)])[:200]
 
     def evaluate(tested: TextGenerator, part: Part) -> dict[str, Any]:
-        is_test = part == "test"
-        return measure(tested, text) if is_test else measure_held_out(tested.network, validation, window)
+        return measure(tested, text) if part == "test" else measure_held_out(tested.network, validation, window)
 
     card, _ = run.measure(card, network, evaluate)
     if refits:

@@ -55,7 +55,7 @@ class Metrics:
         counter: Callable[..., Counter] = partial(Counter, **options)
         gauge: Callable[..., Gauge] = partial(Gauge, multiprocess_mode="livesum", **options)
         histogram: Callable[..., Histogram] = partial(Histogram, buckets=SECONDS, **options)
-        route, version = ("route", "method", "status"), ("model", "version")
+        route = ("route", "method", "status")
         self.requests = counter("requests", "Requests answered, or cancelled by the client (status 499)", route)
         self.request_seconds = histogram(
             "request_seconds", "Duration of a request, until the last part of its response is sent", route
@@ -84,6 +84,16 @@ class Metrics:
             "planned_workers", "Worker processes that the service should have", multiprocess_mode="livemax"
         )
         self.planned_workers.set(workers if shared else 1)
+        self._add_metrics_of_versions(options, counter, gauge, histogram)
+
+    def _add_metrics_of_versions(
+        self,
+        options: dict[str, Any],
+        counter: Callable[..., Counter],
+        gauge: Callable[..., Gauge],
+        histogram: Callable[..., Histogram],
+    ) -> None:
+        version = ("model", "version")
         self.version_request_seconds = Summary(
             "version_request_seconds",
             "Duration of the requests for a version. The result is success, or the error code of the failure",

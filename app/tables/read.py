@@ -70,10 +70,7 @@ def read(
         time = columns.read_times(body, [TIME]) if TIME in body.frame else None
     else:
         time = columns.find_times(body, [*values, *known, *groups])
-    if time:
-        time = _usable(body, time)
-    else:
-        _use_order_of_rows(body)
+    time = _usable(body, time)
     used = [*known, *(time.names if time else ())]
     values = values or columns.value_columns(body, [*groups, *used])
     if time and not (melted or groups or options.group == "none"):
@@ -148,12 +145,15 @@ def _check_options(body: Body, values: list[str], groups: list[str], known: list
         )
 
 
-def _usable(body: Body, time: Reading) -> Reading:
+def _usable(body: Body, time: Reading | None) -> Reading | None:
     """Drop the rows without a time stamp: rows of totals, rows without other cells, and rows of --missing.
 
     Raises:
-        TableError: another row has no time stamp.
+        TableError: another row has no time stamp, or as ``_use_order_of_rows``.
     """
+    if time is None:
+        _use_order_of_rows(body)
+        return None
     cells, without = body.frame[time.names[0]], time.times.isna()
     wrong = without & ~body.empty(time.names) & ~cells.isin(body.options.missing) & ~body.totals()
     if wrong.any():
