@@ -6,6 +6,7 @@ usual. ``training.evaluation.references`` writes it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,12 +32,15 @@ def features(job: Job, answer: Any) -> list[Features]:
 
 
 def _image(pixels: np.ndarray, probabilities: Sequence[float]) -> Features:
-    """``pixels``: uint8 [channels, side, side]."""
-    values = pixels.astype(np.float32)
-    edges = (float(np.abs(np.diff(values, axis=axis)).mean()) for axis in (1, 2))
+    """``pixels``: uint8 [channels, side, side]. The methods ``mean`` and ``std`` of numpy would take twice as long."""
+    values = pixels.astype(float)
+    down, right = values[:, 1:] - values[:, :-1], values[:, :, 1:] - values[:, :, :-1]
+    mean, confidence = float(values.sum()) / values.size, max(probabilities)
     return {
-        "brightness": float(values.mean()), "contrast": float(values.std()), "sharpness": sum(edges),
-        "confidence": max(probabilities), "label": float(np.argmax(probabilities)),
+        "brightness": mean,
+        "contrast": math.sqrt(max(float(np.vdot(values, values)) / values.size - mean * mean, 0.0)),
+        "sharpness": float(np.abs(down).sum() + np.abs(right).sum()) / down.size,
+        "confidence": confidence, "label": float(probabilities.index(confidence)),
     }  # fmt: skip
 
 
