@@ -14,7 +14,6 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import BadValue, quote_value
-from app.records.drift import features
 from app.store import Card, TaskName
 from app.tasks.classification import ClassifyJob
 from app.tasks.forecasting import ForecastJob
@@ -54,7 +53,6 @@ class Captured:
     answer: str  # JSON
     key: str | None = None
     pixels: Sequence[np.ndarray] = ()
-    features: str = ""  # JSON
     result: ClassVar = "stored"
     time: float = field(default_factory=time.time)
 
@@ -64,11 +62,8 @@ class Captured:
         omitted, _ = ANSWERS[type(job)]
         own = {each.name for each in fields(job)} - {each.name for each in fields(Job)} - set(omitted)
         job_text = _json({name: getattr(job, name) for name in sorted(own)})
-        found = features(job, answer) if card.reference else []
         pixels = [image.numpy() for image in getattr(job, "pixels", ())]
-        return Captured(
-            request, card.name, card.version, card.task, job_text, answer_json(job, answer), key, pixels, _json(found)
-        )
+        return Captured(request, card.name, card.version, card.task, job_text, answer_json(job, answer), key, pixels)
 
     def digests(self) -> list[str]:
         """Return the SHA-256 of the shape and the pixels of each image."""

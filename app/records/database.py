@@ -24,11 +24,12 @@ from typing import Any, cast
 
 import numpy as np
 import orjson
+from PIL import Image
 from typing_extensions import TypedDict
 
 from app.errors import NotReady
 from app.records.captured import Captured, Compared, FeedbackRequest, Measured
-from app.records.drift import drift
+from app.records.drift import Features, drift, image_features, series_features
 from app.store import Card
 from app.tasks.image_codecs import png
 
@@ -53,7 +54,6 @@ CREATE TABLE IF NOT EXISTS shadows (
 CREATE TABLE IF NOT EXISTS figures (
     request TEXT REFERENCES requests ON DELETE CASCADE, version INTEGER, item INTEGER, step INTEGER, name TEXT,
     value DOUBLE PRECISION, PRIMARY KEY (request, version, item, step, name));
-CREATE TABLE IF NOT EXISTS features (request TEXT PRIMARY KEY REFERENCES requests ON DELETE CASCADE, rows TEXT);
 CREATE INDEX IF NOT EXISTS newest ON requests (model, version, time);
 CREATE TABLE IF NOT EXISTS api_objects (
     id TEXT PRIMARY KEY, key TEXT, kind TEXT, status TEXT, created DOUBLE PRECISION, body TEXT, owner TEXT,
@@ -209,10 +209,6 @@ class Database:
                     for position, (digest, pixels) in enumerate(zip(each.digests(), each.pixels, strict=True))
                 ],
             )  # fmt: skip
-            rows.executemany(
-                "INSERT INTO features VALUES (:request, :features) ON CONFLICT DO NOTHING",
-                [vars(each) for each in requests if each.features],
-            )
             for copy in copies:
                 values = "SELECT id, :version, :answer FROM requests WHERE id = :request ON CONFLICT DO NOTHING"
                 if rows.execute(f"INSERT INTO shadows {values}", vars(copy)).rowcount:
@@ -289,11 +285,21 @@ class Database:
             return {}
         with self.transaction() as rows:
             found = rows.execute(
-                "SELECT rows FROM requests JOIN features ON request = id WHERE model = :model AND version = :version "
-                "ORDER BY time DESC LIMIT :window",
+                "SELECT job, answer, position, digest FROM requests LEFT JOIN images ON request = id "
+                "WHERE model = :model AND version = :version ORDER BY time DESC, id, position LIMIT :window",
                 {"model": card.name, "version": card.version, "window": card.reference.window},
-            ).fetchall()
-        return drift(card.reference, [each for row in found for each in orjson.loads(row.rows)])
+            )
+            features = [each for row in found for each in self._features(row)]
+        return drift(card.reference, features)
+
+    def _features(self, row: Any) -> list[Features]:
+        """Return the features of an image, or of the series of a request."""
+        answer = orjson.loads(row.answer)
+        if row.digest:
+            pixels = np.atleast_3d(np.asarray(Image.open(self.image(row.digest)))).transpose(2, 0, 1)
+            return [image_features(pixels, answer["probabilities"][row.position])]
+        series = zip(orjson.loads(row.job)["series"], answer["forecasts"], strict=True)
+        return [series_features(np.array(values, dtype=float), forecast["seasonality"]) for values, forecast in series]
 
     def truths(self, model: str) -> list[Any]:
         """Return the feedback on the requests of a model with their jobs, answers and images, oldest requests first."""

@@ -8,31 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from app.store.card import Histogram, Reference
-from app.tasks.classification import ClassifyJob
-from app.tasks.forecasting import ForecastJob
-from app.tasks.job import Job
 
 EMPTY_SHARE = 0.005  # so that bins may be empty
 Features = Mapping[str, float]
 
 
-def features(job: Job, answer: Any) -> list[Features]:
-    """Return the features of each image or series of a job; none for other tasks."""
-    if isinstance(job, ClassifyJob):
-        return [_image(pixels.numpy(), row) for pixels, row in zip(job.pixels, answer.probabilities, strict=True)]
-    if isinstance(job, ForecastJob):
-        pairs = zip(job.series, answer.forecasts, strict=True)
-        return [_series(np.array(values, dtype=float), forecast.seasonality) for values, forecast in pairs]
-    return []
+def image_features(pixels: np.ndarray, probabilities: Sequence[float]) -> Features:
+    """Return the features of an image, given its pixels uint8 [channels, side, side] and its class probabilities.
 
-
-def _image(pixels: np.ndarray, probabilities: Sequence[float]) -> Features:
-    """``pixels``: uint8 [channels, side, side]. The methods ``mean`` and ``std`` of numpy would take twice as long."""
+    The methods ``mean`` and ``std`` of numpy would take twice as long.
+    """
     values = pixels.astype(float)
     down, right = values[:, 1:] - values[:, :-1], values[:, :, 1:] - values[:, :, :-1]
     mean, confidence = float(values.sum()) / values.size, max(probabilities)
@@ -45,8 +34,11 @@ def _image(pixels: np.ndarray, probabilities: Sequence[float]) -> Features:
 
 
 @np.errstate(all="ignore")
-def _series(values: np.ndarray, season: int | None) -> Features:
-    """``values``: [T], NaN if missing. Sizes are logarithms, and changes are relative to the spread of the series."""
+def series_features(values: np.ndarray, season: int | None) -> Features:
+    """Return the features of a series [T] with NaN for missing values, given its season.
+
+    Sizes are logarithms, and changes are relative to the spread of the series.
+    """
     known = values[np.isfinite(values)]
     if len(known) < 4:
         return {"missing": 1.0}
@@ -74,7 +66,9 @@ def drift(reference: Reference, rows: Sequence[Features]) -> dict[str, float]:
     rows = rows[: reference.window]
     found = {}
     for name, histogram in reference.features.items():
-        values = [row[name] for row in rows if row.get(name) is not None]  # None: the values were too large
+        values = [
+            row[name] for row in rows if math.isfinite(row.get(name, math.nan))
+        ]  # not if the values were too large
         if len(rows) == reference.window and values:
             found[name] = stability_index(histogram, values) / histogram.threshold
     return found

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from app import store
-from app.records.drift import Features, features, stability_index
+from app.records.drift import Features, image_features, series_features, stability_index
 from app.store import Store
 from app.store.card import Histogram, Reference
 from app.tasks import TASKS
@@ -64,7 +64,13 @@ def rows_of(predictor: Any, inputs: Sequence[Any]) -> list[Features]:
         is_image = predictor.card.task == "classify"
         job: Any = ClassifyJob(batch) if is_image else ForecastJob([each.tolist() for each in batch], horizon=1)
         items = predictor.prepare(job)
-        rows += features(job, predictor.finish(job, items, predictor.predict(items)))
+        answer = predictor.finish(job, items, predictor.predict(items))
+        if is_image:
+            pairs = zip(batch, answer.probabilities, strict=True)
+            rows += [image_features(image.numpy(), probabilities) for image, probabilities in pairs]
+        else:
+            pairs = zip(batch, answer.forecasts, strict=True)
+            rows += [series_features(np.asarray(values, float), each.seasonality) for values, each in pairs]
     return rows
 
 
