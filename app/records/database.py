@@ -285,8 +285,9 @@ class Database:
             return {}
         with self.transaction() as rows:
             found = rows.execute(
-                "SELECT job, answer, position, digest FROM requests LEFT JOIN images ON request = id "
-                "WHERE model = :model AND version = :version ORDER BY time DESC, id, position LIMIT :window",
+                "SELECT job, answer, position, digest FROM (SELECT * FROM requests WHERE model = :model "
+                "AND version = :version ORDER BY time DESC LIMIT :window) AS newest "
+                "LEFT JOIN images ON request = id ORDER BY time DESC, id, position LIMIT :window",
                 {"model": card.name, "version": card.version, "window": card.reference.window},
             )
             features = [each for row in found for each in self._features(row)]
