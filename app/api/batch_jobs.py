@@ -13,6 +13,7 @@ import orjson
 from starlette.types import ASGIApp, Message
 
 from app.api.middleware.api_keys import CALLER
+from app.errors import NotFound
 from app.records.batches import Batch, Batches, LeaseLost
 from app.records.database import RecordsUnavailable
 from app.serving.models import Models
@@ -53,7 +54,7 @@ async def _run(app: ASGIApp, models: Models, batches: Batches, key: str | None, 
     run, batch, path, status = asyncio.to_thread, job["id"], job["endpoint"], str(job["status"])
     try:
         lines, problems = parse_lines(await run(batches.content, key, job["input_file_id"]), path)
-    except Exception as error:  # the file was deleted
+    except NotFound as error:  # the file was deleted
         lines, problems = [], [{"code": "invalid_file", "message": str(error), "line": None}]
     if problems:
         await run(batches.finish, key, batch, "failed", problems[:MAX_PROBLEMS])

@@ -111,7 +111,10 @@ class Batches:
         """Return the content of a file. Raises NotFound."""
         path = self.database.file(self.get(key, "file", file)["id"])
         with self.database.transaction():
-            return path.read_bytes()
+            try:
+                return path.read_bytes()
+            except FileNotFoundError:
+                raise NotFound(f"the content of {file} is missing", "id") from None
 
     def delete_file(self, key: str | None, file: str) -> None:
         """Delete a file. Raises NotFound."""

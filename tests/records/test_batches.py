@@ -125,6 +125,24 @@ def test_invalid_lines_are_reported_and_nothing_is_sent(serve: Serve, tmp_path: 
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "purpose")
 
 
+def test_only_a_missing_input_fails_a_job(serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with serve(records_folder=tmp_path) as client, openai(client) as api:
+        file = api.files.create(file=("a.jsonl", lines(1, max_tokens=1)), purpose="batch")
+        stored = tmp_path / "files" / file.id
+        content = stored.read_bytes()
+        stored.unlink()
+        stored.mkdir()  # cannot be read, as on a disk that fails
+        waiting = api.batches.create(input_file_id=file.id, endpoint=COMPLETIONS, completion_window="24h")
+        wait_until(lambda: "batch jobs: the records cannot be read" in caplog.text)
+        assert client.get(f"/v1/files/{file.id}/content").status_code == 503
+        stored.rmdir()
+        stored.write_bytes(content)
+        assert finished(api, waiting.id).status == "completed"
+        stored.unlink()
+        missing = api.batches.create(input_file_id=file.id, endpoint=COMPLETIONS, completion_window="24h")
+        assert finished(api, missing.id).errors.data[0].message == f"the content of {file.id} is missing"
+
+
 def test_a_job_survives_a_restart_and_is_cancelled(serve: Serve, tmp_path: Path) -> None:
     content = lines(40, model="tiny-rnn", max_tokens=200)
     with serve(records_folder=tmp_path) as client, openai(client) as api:
