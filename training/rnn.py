@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def evaluate(tested: TextGenerator, part: Part) -> dict[str, Any]:
         return measure(tested, text) if part == "test" else measure_held_out(tested.network, validation, window)
 
-    card, _ = run.measure(card, network, evaluate)
+    card, _ = run.measure(card, network, evaluate, examples=[texts.chunks(text.train)])
     if refits:
         characters = texts.encode(text.train + text.test, vocabulary)
         recipe = TextRecipe(initial, config, options, characters, vocabulary, teachers=teachers)

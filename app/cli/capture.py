@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             card = Store(options.store).card(options.model, Store(options.store).roles(options.model).active or 0)
             found = database.drift(card)
             if not found:
-                needed = f"{card.reference.window} captured images or series" if card.reference else "a reference"
-                raise StoreError(f"{options.model}@{card.version} has no drift; it needs {needed}")
+                window = card.reference and f"{card.reference.window} captured images, series or characters"
+                raise StoreError(f"{options.model}@{card.version} has no drift; it needs {window or 'a reference'}")
             for feature, value in found.items():
                 write_line(f"{feature:12} {value:6.2f}{'  drift' if value > 1 else ''}")
         elif options.command == "export":

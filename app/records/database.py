@@ -19,6 +19,7 @@ from collections import namedtuple
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from typing_extensions import TypedDict
 
 from app.errors import NotReady
 from app.records.captured import Captured, Compared, FeedbackRequest, Measured
-from app.records.drift import Features, drift, image_features, series_features
+from app.records.drift import Features, drift, image_features, series_features, text_features
 from app.store import Card
 from app.tasks.image_codecs import png
 
@@ -290,16 +291,18 @@ class Database:
                 "LEFT JOIN images ON request = id ORDER BY time DESC, id, position LIMIT :window",
                 {"model": card.name, "version": card.version, "window": card.reference.window},
             )
-            features = [each for row in found for each in self._features(row)]
-        return drift(card.reference, features)
+            features = (each for row in found for each in self._features(row))
+            return drift(card.reference, list(islice(features, card.reference.window)))
 
     def _features(self, row: Any) -> list[Features]:
-        """Return the features of an image, or of the series of a request."""
-        answer = orjson.loads(row.answer)
+        """Return the features of an image, or of the series or the prompts of a request."""
+        job, answer = orjson.loads(row.job), orjson.loads(row.answer)
         if row.digest:
             pixels = np.atleast_3d(np.asarray(Image.open(self.image(row.digest)))).transpose(2, 0, 1)
             return [image_features(pixels, answer["probabilities"][row.position])]
-        series = zip(orjson.loads(row.job)["series"], answer["forecasts"], strict=True)
+        if "prompts" in job:
+            return [each for prompt in job["prompts"] for each in text_features(prompt)]
+        series = zip(job["series"], answer["forecasts"], strict=True)
         return [series_features(np.array(values, dtype=float), forecast["seasonality"]) for values, forecast in series]
 
     def truths(self, model: str) -> list[Any]:

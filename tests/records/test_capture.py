@@ -261,6 +261,7 @@ def test_drift_is_reported_for_full_windows(
     for name, found in (
         ("tiny-cnn", {"brightness": histogram, "new": histogram}),
         ("tiny-lstm", {"level": series, "seasonality": series}),
+        ("tiny-rnn", {"character": {"edges": [97.5], "counts": [5, 5], "threshold": 0.5}}),
     ):
         rewrite_card(tiny_store / name / "1", reference={"window": 4, "features": found})
 
@@ -278,10 +279,10 @@ def test_drift_is_reported_for_full_windows(
 
     dark, bright = (png(np.full((3, 32, 32), value, dtype=np.uint8)) for value in (10, 250))
     with serve(capture="tiny-cnn,tiny-lstm,tiny-rnn", records_folder=tmp_path) as client:
-        client.post("/v1/text/continue", json={"max_characters": 1}).raise_for_status()
+        client.post("/v1/text/continue", json={"prompt": "ab", "max_characters": 1}).raise_for_status()
         client.post("/v1/images/classify", files=[("file", dark)] * 3).raise_for_status()
         wait_until(lambda: len(stored(tmp_path)) == 2)
-        message = "error: tiny-cnn@1 has no drift; it needs 4 captured images or series\n"
+        message = "error: tiny-cnn@1 has no drift; it needs 4 captured images, series or characters\n"
         assert (report("tiny-cnn"), drift("tiny-cnn")) == ((1, message), {})
         client.post("/v1/images/classify", content=dark).raise_for_status()
         wait_until(lambda: drift("tiny-cnn") == {"brightness": 0.0})
@@ -295,5 +296,10 @@ def test_drift_is_reported_for_full_windows(
         assert drift("tiny-cnn") == {"brightness": pytest.approx(2 * math.log(1.005 / 0.005) / 0.5)}
         one_sided = pytest.approx(0.5 * math.log(1.005 / 0.005) / 0.25)
         assert drift("tiny-lstm")["seasonality"] == one_sided
+        assert report("tiny-rnn")[0] == 1  # two characters
+        client.post("/v1/text/continue", json={"prompt": "abab", "max_characters": 1}).raise_for_status()
+        wait_until(lambda: drift("tiny-rnn") == {"character": 0.0})
+        client.post("/v1/text/continue", json={"prompt": "b" * 50, "max_characters": 1}).raise_for_status()
+        wait_until(lambda: drift("tiny-rnn")["character"] > 1)
     assert report("tiny-cnn") == (0, "brightness    21.21  drift\n")
-    assert report("tiny-rnn") == (1, "error: tiny-rnn@1 has no drift; it needs a reference\n")
+    assert report("tiny-gan") == (1, "error: tiny-gan@1 has no drift; it needs a reference\n")

@@ -10,22 +10,28 @@ from support.trainings import KINDS, set_limits
 from app.store import Store
 from training.evaluation import references
 
+IMAGE_FEATURES = ["brightness", "contrast", "sharpness", "confidence", "label"]
 
-@pytest.mark.parametrize("kind", ["own-cnn", "cnn"])
+
+@pytest.mark.parametrize(
+    ("kind", "features"), [("own-cnn", IMAGE_FEATURES), ("cnn", IMAGE_FEATURES), ("gated", ["character", "word"])]
+)
 def test_a_training_writes_the_reference_that_the_command_writes(
-    kind: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, features: list[str], workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = KINDS[kind].model
+    set_limits(monkeypatch, drift_window=1000)
     KINDS[kind].train(workspace, "--no-refit" if KINDS[kind].own else "--no-activate")
-    assert Store(Path("models_store")).card(name, 1).reference is None  # fewer than 100 validation images
+    assert Store(Path("models_store")).card(name, 1).reference is None  # too few validation images or characters
     with pytest.raises(SystemExit):
         references.main([name])
     set_limits(monkeypatch, drift_window=4)
     assert references.main([name]) == 0
     written = Store(Path("models_store")).verify(name, 1).card.reference
     assert written
-    assert list(written.features) == ["brightness", "contrast", "sharpness", "confidence", "label"]
+    assert list(written.features) == features
     assert len({sum(each.counts) for each in written.features.values()}) == 1  # each example counts once
-    assert len(written.features["label"].counts) == len(Store(Path("models_store")).card(name, 1).labels or [])
+    labels = Store(Path("models_store")).card(name, 1).labels
+    assert not labels or len(written.features["label"].counts) == len(labels)
     KINDS[kind].train(workspace, "--no-refit" if KINDS[kind].own else "--no-activate", "--name", "again")
     assert Store(Path("models_store")).card("again", 1).reference == written

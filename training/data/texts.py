@@ -108,6 +108,12 @@ def hold_out(characters: Tensor, share: float, parts: int, limited: bool) -> tup
     return characters[kept], [characters[start : start + part] for start in starts], window
 
 
+def chunks(text: str) -> list[str]:
+    """Return up to 1,000 parts of a text with 100 characters each, evenly spaced."""
+    step = max(100, len(text) // 1000)
+    return [text[start : start + 100] for start in range(0, len(text) - 99, step)][:1000]
+
+
 def prompts(text: str) -> list[str]:
     """Return three prompts of 24 characters from a text. Each prompt begins at the start of a line if possible."""
     result = []

@@ -20,26 +20,28 @@ import numpy as np
 import torch
 
 from app import store
-from app.records.drift import Features, image_features, series_features, stability_index
+from app.records.drift import CHARACTERS, Features, image_features, series_features, stability_index, text_features
 from app.store import Store
 from app.store.card import Histogram, Reference
 from app.tasks import TASKS
 from app.tasks.classification import ClassifyJob
 from app.tasks.forecasting import ForecastJob
-from training.data import datasets
+from training.data import datasets, texts
 from training.data.image_dataset import subset
 from training.limits import limits
 from training.options import STORE, STORE_HELP
 
 BINS, WINDOWS = 10, 2000
+CHARACTER_BINS = 20  # with 10, texts in lower case only are not noticed
 FALSE_ALARMS = 0.005  # half of the aim, because test data differ from validation data a little
 MIN_INDEX = 0.05  # a smaller population stability index is no drift, also if the validation data never change
 
 
 def examples(card: store.Card, models: Path, part: str) -> list[Any]:
-    """Return images uint8 [C, S, S] or series [T] of the part ``validation`` or ``test``.
+    """Return images uint8 [C, S, S], series [T] or prompts of the part ``validation`` or ``test``.
 
-    Of M4, the even-numbered series are for validation, and the odd-numbered ones are for testing.
+    Prompts for validation are from the training part, because the features of texts do not depend on the network. Of
+    M4, the even-numbered series are for validation, and the odd-numbered ones are for testing.
     """
     from training.evaluation.evaluate import own_data  # imported here, because trainings import this module
 
@@ -53,11 +55,15 @@ def examples(card: store.Card, models: Path, part: str) -> list[Any]:
             found += data.measured(card.held_out if part == "validation" else None)[1]
         elif isinstance(data, datasets.Collection):
             found += data.past[part == "test" :: 2]
+        elif isinstance(data, datasets.Text):
+            found += texts.chunks(data.test if part == "test" else data.train)
     return found
 
 
 def rows_of(predictor: Any, inputs: Sequence[Any]) -> list[Features]:
-    """Return the features of the requests with these images or series."""
+    """Return the features of the requests with these images, series or prompts."""
+    if predictor.card.task == "continue":
+        return [row for prompt in inputs for row in text_features(prompt)]
     rows: list[Features] = []
     for at in range(0, len(inputs), 100):
         batch = inputs[at : at + 100]
@@ -77,14 +83,17 @@ def rows_of(predictor: Any, inputs: Sequence[Any]) -> list[Features]:
 def reference_of(predictor: Any, batches: Iterable[Iterable[Any]]) -> dict[str, Any] | None:
     """Return the histograms and thresholds of the features of batches of validation data, in the form of the card.
 
-    Return None if there are fewer examples than a window has requests.
+    Return None if there are fewer examples than a window has requests. Each prompt counts as ten characters.
     """
     rows = [row for batch in batches for row in rows_of(predictor, list(batch))]
     window, classes = limits().drift_window, len(predictor.card.labels or [])
+    bins = BINS
+    if predictor.card.task == "continue":
+        window, bins = window * CHARACTERS, CHARACTER_BINS
     if len(rows) < window:
         return None
     table = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    edges = {name: np.unique(np.quantile(each, np.arange(1, BINS) / BINS)) for name, each in table.items()}
+    edges = {name: np.unique(np.quantile(each, np.arange(1, bins) / bins)) for name, each in table.items()}
     if "label" in table:
         edges["label"] = np.arange(classes - 1) + 0.5
 
@@ -101,7 +110,7 @@ def reference_of(predictor: Any, batches: Iterable[Iterable[Any]]) -> dict[str, 
             [stability_index(histogram(name, order[:half]), table[name][order[half : half + window]]) for name in table]
         )
     usual = np.quantile(indices, 1 - FALSE_ALARMS, axis=0).clip(min=MIN_INDEX)
-    thresholds = usual * np.quantile((indices / usual).max(axis=1), 1 - FALSE_ALARMS)
+    thresholds = usual * np.quantile((indices / usual).max(axis=1), 1 - FALSE_ALARMS).clip(min=1)
     everything = np.arange(len(rows))
     found = {
         name: histogram(name, everything, float(f"{limit:.4g}")) for name, limit in zip(table, thresholds, strict=True)
