@@ -149,6 +149,4 @@ def open_records(settings: Settings, count: Callable[[str, str], object]) -> tup
         database.open()
     except RecordsUnavailable as error:
         raise SettingsError(f"{name}: {error}") from None
-    except ImportError:
-        raise SettingsError(f"{name}, which needs the extra [postgres]") from None
     return database, Capture(database, shares, settings.limits, count) if shares else None

@@ -114,7 +114,7 @@ class Database:
     """The records in ``folder``. Several processes may use them at the same time.
 
     ``url`` is that of a PostgreSQL database, which several machines may use if they share the folder. Methods raise
-    RecordsUnavailable. ImportError: the driver of PostgreSQL is missing.
+    RecordsUnavailable.
     """
 
     def __init__(self, folder: Path, url: str = "") -> None:
@@ -122,8 +122,10 @@ class Database:
         self._errors: tuple[type[Exception], ...] = (sqlite3.Error, OSError)
         self._kept: sqlite3.Connection | None = None  # while one is open, closing others does not copy the WAL file
         if url:
-            import psycopg
-
+            try:
+                import psycopg
+            except ImportError:
+                raise RecordsUnavailable("a PostgreSQL database needs the extra [postgres]") from None
             self._errors = (psycopg.Error, OSError)
 
     def open(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import sqlite3
+import sys
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,6 +119,20 @@ def test_without_a_model_nothing_is_captured_and_there_is_no_feedback(serve: Ser
         create_app(Settings(capture="pets"))
     with pytest.raises(SettingsError, match="QUARTET_CAPTURE has 'pets:200'"):
         create_app(Settings(capture="pets:200", records_folder=tmp_path))
+
+
+def test_without_its_driver_a_postgresql_database_gives_a_clear_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    url = "postgresql://user:secret@host/quartet"
+    with pytest.raises(SettingsError) as error:
+        create_app(Settings(records_folder=tmp_path, records_url=url))
+    monkeypatch.setenv("QUARTET_RECORDS_URL", url)
+    assert command.main(["list", "--records", str(tmp_path)]) == 1
+    for text in (str(error.value), capsys.readouterr().err):
+        assert "needs the extra [postgres]" in text
+        assert "secret" not in text
 
 
 def test_requests_are_deleted_by_id_by_key_and_by_age(
