@@ -25,7 +25,7 @@ from app.tasks.covariates import covariate_effect, read_covariates
 from app.tasks.job import Job
 from app.tasks.precision import check_finite
 from app.tasks.predictor import BatchPredictor
-from app.tasks.seasonality import MAX_SEASON, MIN_YEARS, detect_season, fill_missing, yearly_pattern
+from app.tasks.seasonality import MAX_SEASON, MIN_YEARS, detect_season, fill_missing, interpolate, yearly_pattern
 
 NORMAL = NormalDist()
 MIN_VALUES = 3  # smallest length of a series
@@ -331,12 +331,19 @@ def _outliers(series: np.ndarray) -> np.ndarray:
     One value of 1e12 among values around 10 would dominate the scale of the series. Values at the end are never
     outliers, because they may be a new level.
     """
-    distance = np.abs(series / 2 - np.nanmedian(series) / 2)  # halves, because the difference might overflow
-    usual = np.nanquantile(distance, 0.9)
+    known = np.flatnonzero(~np.isnan(series))
+    halves = series / 2  # because a difference might overflow
+    distance = np.abs(halves - _quantile(halves[known], 0.5))
+    usual = _quantile(distance[known], 0.9)
     outliers = distance > OUTLIER_RATIO * usual if usual > 0 else np.zeros(len(series), bool)
-    inliers = np.flatnonzero(~outliers & ~np.isnan(series))
-    outliers[inliers[-1] + 1 :] = False
+    if outliers.any():
+        outliers[known[~outliers[known]][-1] + 1 :] = False
     return outliers
+
+
+def _quantile(x: np.ndarray, share: float) -> float:
+    """Return a quantile of numbers [N]. The function of NumPy takes five times as long."""
+    return interpolate(np.sort(x), share * (len(x) - 1))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 SEASONS = (4, 7, 12, 24, 52, 168)  # quarters, days of a week, months, hours of a day, weeks, hours of a week
@@ -42,8 +44,11 @@ def detect_season(values: np.ndarray) -> int:
     if np.abs(recent).max() < STRAIGHT:
         return 1
     correlation = _autocorrelation(recent)
-    strong = {season: _strength(correlation, season) for season in SEASONS if 2 * season < count}
-    strong |= {season: _strength(correlation, season, usual=False) for season in _peaks(correlation)}
+    unbiased = correlation * count / (count - np.arange(count))
+    # The variance at each lag follows from the correlations at shorter lags (Bartlett).
+    scores = correlation / np.sqrt(np.roll(2 * np.square(correlation).cumsum() - 1, 1) / count)
+    strong = {season: _strength(scores, unbiased, season) for season in SEASONS if 2 * season < count}
+    strong |= {season: _strength(scores, unbiased, season, usual=False) for season in _peaks(unbiased)}
     best = max(strong, key=strong.__getitem__, default=1)
     if not strong.get(best):
         return 1
@@ -60,16 +65,15 @@ def _autocorrelation(x: np.ndarray) -> np.ndarray:
     return covariance / covariance[0]
 
 
-def _peaks(correlation: np.ndarray) -> list[int]:
-    """Return the lags of local maxima of the autocorrelation that are not in ``SEASONS``.
+def _peaks(unbiased: np.ndarray) -> list[int]:
+    """Return the lags of local maxima of the unbiased autocorrelation [T] that are not in ``SEASONS``.
 
     Lags above ``MAX_SEASON`` or above a third of the length of the series are left out. So are lags close to a season
     in ``SEASONS``, unless the autocorrelation is much higher at the lag.
     """
-    count = len(correlation)
-    unbiased = correlation * count / (count - np.arange(count))
-    max_lag = min(MAX_SEASON, (count - 1) // 3)
-    peaks = [m for m in range(2, max_lag + 1) if unbiased[m - 1] < unbiased[m] >= unbiased[m + 1]]
+    max_lag = min(MAX_SEASON, (len(unbiased) - 1) // 3)
+    before, at, after = unbiased[1:max_lag], unbiased[2 : max_lag + 1], unbiased[3 : max_lag + 2]
+    peaks = (np.flatnonzero((before < at) & (at >= after)) + 2).tolist()
     near = {m: [season for season in SEASONS if abs(m - season) <= season // 24] for m in peaks}
     return [m for m in peaks if m not in SEASONS and all(_is_better(unbiased, m, season) for season in near[m])]
 
@@ -87,24 +91,27 @@ def _refine(x: np.ndarray, season: int) -> int:
     return min(lags, key=lambda lag: float(np.square(x[lag:] - x[:-lag]).mean()))
 
 
-def _strength(correlation: np.ndarray, season: int, usual: bool = True) -> float:
+def _strength(scores: np.ndarray, unbiased: np.ndarray, season: int, usual: bool = True) -> float:
     """Return the unbiased autocorrelation at a season, or 0 if it is not significant, prominent or strong enough.
 
-    ``usual`` says whether the season is in ``SEASONS``. Other seasons have stricter thresholds.
+    ``scores`` [T] are the biased autocorrelations in standard deviations. ``usual`` says whether the season is in
+    ``SEASONS``. Other seasons have stricter thresholds.
     """
-    count = len(correlation)
-    before = np.square(correlation[1:season]).sum()
-    significance = SIGNIFICANCE if usual else UNUSUAL_SIGNIFICANCE
-    if correlation[season] < significance * np.sqrt((1 + 2 * before) / count):
+    count = len(scores)
+    if scores[season] < (SIGNIFICANCE if usual else UNUSUAL_SIGNIFICANCE):
         return 0.0
-    lags = np.arange(count)
-    unbiased = correlation * count / (count - lags)
-    early, late = np.interp([season / 2, min(1.5 * season, count - 1)], lags, unbiased)
+    early, late = interpolate(unbiased, season / 2), interpolate(unbiased, min(1.5 * season, count - 1))
     prominence, deviation = unbiased[season] - (early + late) / 2, 1 / np.sqrt(count - season)
     required = max(MIN_PROMINENCE, deviation) if usual else max(UNUSUAL_MIN_PROMINENCE, 2 * deviation)
     if prominence <= required or (not usual and unbiased[season] < UNUSUAL_MIN_CORRELATION):
         return 0.0
     return float(unbiased[season])
+
+
+def interpolate(values: np.ndarray, position: float) -> float:
+    """Return the value of a series [T] at a position from 0 to T - 1, interpolated linearly."""
+    before, after = values[math.floor(position)], values[math.ceil(position)]
+    return float(before + (after - before) * (position % 1))
 
 
 def fill_missing(values: np.ndarray, season: int) -> np.ndarray:
@@ -114,9 +121,11 @@ def fill_missing(values: np.ndarray, season: int) -> np.ndarray:
     moving average at each position of the season is subtracted before the interpolation, and added afterwards.
     """
     known = np.flatnonzero(~np.isnan(values))
+    if len(known) == len(values):
+        return values.copy()
     positions = np.arange(len(values))
     line = np.interp(positions, known, values[known])
-    if season == 1 or len(known) == len(values):
+    if season == 1:
         return line
     smooth = _smooth(line, season)
     deviation = np.where(np.isnan(values), np.nan, values - smooth)
