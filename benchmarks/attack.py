@@ -23,6 +23,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import struct
 import time
 import zipfile
@@ -396,7 +397,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, folder: Path) -> tuple[list[report.Table], list[str]]:
     rows = []
-    with servers.ours(folder, admin_key=ADMIN_KEY).running() as server:
+    shutil.copytree(ROOT / "models_store", folder / "store")
+    with servers.ours(folder, folder / "store", admin_key=ADMIN_KEY).running() as server:
         asyncio.run(call(server.port, normal_requests(), CALLERS, 2))  # warm up
         for name in options.only.split(","):
             rows.append(asyncio.run(measure(server, name, options.seconds)))
