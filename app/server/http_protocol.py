@@ -24,6 +24,7 @@ from app.limits import Limits
 from app.observability.middleware import REJECTION, SECURITY_HEADERS, assign_request_id
 
 FIELD_BYTES = 32  # added to the size of each field, because parsing a field takes time (RFC 9113, 6.5.2)
+SMALL_CHUNK, SMALL_CHUNK_BYTES = 8, 64  # bytes of a small chunk, and what is added to its framing for the same reason
 UPGRADE = re.compile(rb"(?<=\r\n)upgrade:", re.IGNORECASE)
 
 
@@ -121,7 +122,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, loop)
         self.limits, self.on_lost = limits, on_lost
         self.in_head = True  # whether the next byte belongs to a head
-        self.excess = 0  # bytes received for a request, minus twice the bytes of its body
+        self.received = 0  # size of the data that are parsed now
+        self.excess = 0  # bytes received for a request, minus twice the bytes of its body; small chunks count more
         self.field_bytes = 0  # size of the request line, the headers and the trailers of one request
         self.error: QuartetError | None = None  # why a callback of the parser has stopped the parser
         self.running: Cycle | None = None  # the request that is being answered; ``cycle`` may be a later one
@@ -137,7 +139,8 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.in_head and b"pgrade" in data:
             data = without_upgrade(data)
-        self.excess += len(data)
+        self.received = len(data)
+        self.excess += self.received
         super().data_received(data)
         if self.excess > (self.limits.head_bytes if self.in_head else self.limits.framing_bytes):
             self._reject(self._too_large())
@@ -186,7 +189,9 @@ class HttpProtocol(HttpToolsProtocol):
             self.running.scope.pop(CONNECTION, None)  # type: ignore[misc]
 
     def on_body(self, body: bytes) -> None:
-        self.excess -= 2 * len(body)
+        self.excess += (SMALL_CHUNK_BYTES if len(body) < SMALL_CHUNK else 0) - 2 * len(body)
+        if self.excess - self.received > self.limits.framing_bytes:  # to parse all chunks would take too long
+            self._stop_parsing(self._too_large())
         if not self.transport.is_closing():
             super().on_body(body)
 
