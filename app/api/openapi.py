@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import cache
 from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,7 +146,7 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
     ]
     if operation.query:
         fields = _schemas_in(operation.query, "validation")[operation.query.__name__]["properties"]
-        for name, schema in fields.items():
+        for name, schema in deepcopy(fields).items():
             parameter = {"name": name, "in": "query", "required": False, "description": schema.pop("description", "")}
             if "examples" in schema:
                 parameter["example"] = schema.pop("examples")[0]
@@ -168,10 +169,12 @@ def _body(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
     return {"required": not is_optional, "content": {**first, **json_body, **others}}
 
 
+@cache
 def _schemas_in(part: type[Any], mode: JsonSchemaMode) -> dict[str, Any]:
     """Return the schemas of a type and of the types that it contains, by name.
 
-    The strings below the fields of a class describe them.
+    The strings below the fields of a class describe them. The result is cached, because most operations have the same
+    errors; do not change it.
     """
     document = TypeAdapter(list[part], config=DESCRIBED).json_schema(ref_template=REFERENCE, mode=mode)  # type: ignore[valid-type]
     schemas: dict[str, Any] = document["$defs"]
@@ -179,6 +182,8 @@ def _schemas_in(part: type[Any], mode: JsonSchemaMode) -> dict[str, Any]:
         for field in schema.get("properties", {}).values():
             if "description" in field:
                 field["description"] = field["description"].replace("\n", " ")
+        if mode == "serialization" and "properties" in schema:
+            schema.setdefault("additionalProperties", False)
     return schemas
 
 
@@ -190,8 +195,6 @@ def _reference(part: Any, schemas: dict[str, Any], mode: JsonSchemaMode) -> Any:
     if not isinstance(part, type):
         return part
     for name, own in _schemas_in(part, mode).items():
-        if mode == "serialization" and "properties" in own:
-            own.setdefault("additionalProperties", False)
         if schemas.setdefault(name, own) != own:
             raise ValueError(f"two different schemas are named {name}")
     return {"$ref": REFERENCE.format(model=part.__name__)}
