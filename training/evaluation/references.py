@@ -24,8 +24,6 @@ from app.records.drift import CHARACTERS, Features, image_features, series_featu
 from app.store import Store
 from app.store.card import Histogram, Reference
 from app.tasks import TASKS
-from app.tasks.classification import ClassifyJob
-from app.tasks.forecasting import ForecastJob
 from training.data import datasets, texts
 from training.data.image_dataset import subset
 from training.limits import limits
@@ -40,43 +38,41 @@ MIN_INDEX = 0.05  # a smaller population stability index is no drift, also if th
 def examples(card: store.Card, models: Path, part: str) -> list[Any]:
     """Return images uint8 [C, S, S], series [T] or prompts of the part ``validation`` or ``test``.
 
-    Prompts for validation are from the training part, because the features of texts do not depend on the network. Of
-    M4, the even-numbered series are for validation, and the odd-numbered ones are for testing.
+    Prompts and own series for validation may be from the training part, because their features do not depend on the
+    network. Of M4, the even-numbered series are for validation, and the odd-numbered ones are for testing.
     """
     from training.evaluation.evaluate import own_data  # imported here, because trainings import this module
 
-    if own := own_data(card, models):
-        images = subset(own.images, own.split()[1 if part == "validation" else 2])
-        return [image for batch in images.split(500) for image in batch]
-    found: list[Any] = []
-    for name in card.data:
-        data = getattr(datasets, name)()
-        if isinstance(data, datasets.Images):
-            found += data.measured(card.held_out if part == "validation" else None)[1]
-        elif isinstance(data, datasets.Collection):
-            found += data.past[part == "test" :: 2]
-        elif isinstance(data, datasets.Text):
-            found += texts.chunks(data.test if part == "test" else data.train)
-    return found
+    own = own_data(card, models)
+    sources = [own] if own else [getattr(datasets, name)() for name in card.data]
+    return [example for data in sources for example in _examples(data, card.held_out, is_test=part == "test")]
+
+
+def _examples(data: Any, held_out: int | None, is_test: bool) -> Iterable[Any]:
+    if isinstance(data, datasets.Images):
+        return data.measured(None if is_test else held_out)[1]
+    if isinstance(data, datasets.Collection):
+        return data.past[is_test::2]
+    if isinstance(data, datasets.Text):
+        return texts.chunks(data.test if is_test else data.train)
+    if hasattr(data, "past"):  # own series
+        return data.past()
+    images = subset(data.images, data.split()[1 + is_test])
+    return (image for batch in images.split(500) for image in batch)
 
 
 def rows_of(predictor: Any, inputs: Sequence[Any]) -> list[Features]:
     """Return the features of the requests with these images, series or prompts."""
     if predictor.card.task == "continue":
         return [row for prompt in inputs for row in text_features(prompt)]
+    if predictor.card.task == "forecast":
+        arrays = [np.asarray(values, float) for values in inputs]
+        return [series_features(values, predictor.parse(values, 1).season) for values in arrays]
     rows: list[Features] = []
     for at in range(0, len(inputs), 100):
         batch = inputs[at : at + 100]
-        is_image = predictor.card.task == "classify"
-        job: Any = ClassifyJob(batch) if is_image else ForecastJob([each.tolist() for each in batch], horizon=1)
-        items = predictor.prepare(job)
-        answer = predictor.finish(job, items, predictor.predict(items))
-        if is_image:
-            pairs = zip(batch, answer.probabilities, strict=True)
-            rows += [image_features(image.numpy(), probabilities) for image, probabilities in pairs]
-        else:
-            pairs = zip(batch, answer.forecasts, strict=True)
-            rows += [series_features(np.asarray(values, float), each.seasonality) for values, each in pairs]
+        pairs = zip(batch, predictor.predict(batch), strict=True)
+        rows += [image_features(image.numpy(), probabilities) for image, probabilities in pairs]
     return rows
 
 

@@ -76,6 +76,10 @@ class OwnSeries:
         """The digest of the table."""
         return self.table.sha256
 
+    def past(self) -> list[np.ndarray]:
+        """Return the values [T] of up to 1,000 series before the test part, with NaN for missing values."""
+        return [np.where(each.series.observed, each.series.values, np.nan)[: each.test] for each in self.splits[:1000]]
+
     @property
     def data(self) -> dict[str, str]:
         """The digest of the table by its key in the field ``data`` of a card."""
@@ -394,7 +398,8 @@ def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], st
     tests = run.options.part == "test" and (publishes or run.options.backtest)
     if tests:
         board = compare(forecaster, own, "test")
-    card, _ = run.measure(card_of(own, network, reason), network, lambda *_: board.card_metrics(), tests)
+    card = card_of(own, network, reason)
+    card, _ = run.measure(card, network, lambda *_: board.card_metrics(), tests, [own.past()])
     draw_samples(run.folder / "samples.png", board.examples())
     if run.options.backtest:
         report.write(run.folder, board, run.command)
