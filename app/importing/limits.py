@@ -1,4 +1,4 @@
-"""Run an import in a process of its own, with limits for its memory and time."""
+"""Run an import in a process of its own with low priority, and with limits for its memory and time."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def run_limited(arguments: Sequence[str], seconds: float = IMPORT_SECONDS) -> in
 
 
 def _limit() -> None:
+    os.nice(10)  # so that requests for other models are not delayed
     resource.setrlimit(resource.RLIMIT_DATA, (BASE_BYTES, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):  # if the machine runs out of memory, end this process first
