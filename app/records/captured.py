@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -29,15 +28,12 @@ ANSWERS: Mapping[type[Job], tuple[Sequence[str], Callable[[Any], dict[str, Any]]
     ForecastJob: ((), lambda answer: {"forecasts": [vars(each) for each in answer.forecasts]}),
     SampleJob: (("latents", "classes"), lambda answer: {"labels": answer.labels}),
 }
+FIELDS = {  # that are captured
+    kind: sorted({each.name for each in fields(kind)} - {each.name for each in fields(Job)} - set(omitted))
+    for kind, (omitted, _) in ANSWERS.items()
+}
 Value = Annotated[float, Field(ge=-1e150, le=1e150)]
 ENCODING = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-
-
-@cache
-def _captured_fields(kind: type[Job]) -> list[str]:
-    """Return the names of the fields of a kind of job that are captured."""
-    omitted, _ = ANSWERS[kind]
-    return sorted({each.name for each in fields(kind)} - {each.name for each in fields(Job)} - set(omitted))
 
 
 def _json(content: object) -> str:
@@ -67,7 +63,7 @@ class Captured:
     @staticmethod
     def of(request: str, key: str | None, card: Card, job: Job, answer: Any) -> Captured:
         """Return what is captured of a request. The type of ``job`` must be in ``ANSWERS``."""
-        job_text = _json({name: getattr(job, name) for name in _captured_fields(type(job))})
+        job_text = _json({name: getattr(job, name) for name in FIELDS[type(job)]})
         pixels = [image.numpy() for image in getattr(job, "pixels", ())]
         return Captured(request, card.name, card.version, card.task, job_text, answer_json(job, answer), key, pixels)
 
