@@ -28,8 +28,7 @@ HEAD = """# Measurements
 
 `make report` writes this page from the model cards and from the files in `benchmarks/results/`.
 
-Each table states its date. Reliability before 1 December 2026 was measured with earlier code, and the other forecasters
-with `training.evaluation.compare_forecasters`, which is `benchmarks forecasters` now.
+Each table states its date.
 
 ## Quality of the included models
 
