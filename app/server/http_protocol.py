@@ -24,7 +24,7 @@ from app.limits import Limits
 from app.observability.middleware import REJECTION, SECURITY_HEADERS, assign_request_id
 
 FIELD_BYTES = 32  # added to the size of each field, because parsing a field takes time (RFC 9113, 6.5.2)
-SMALL_CHUNK, SMALL_CHUNK_BYTES = 8, 64  # bytes of a small chunk, and what is added to its framing for the same reason
+SMALL_CHUNK, SMALL_CHUNK_BYTES = 8, 128  # bytes of a small chunk, and what is added to its framing for the same reason
 UPGRADE = re.compile(rb"(?<=\r\n)upgrade:", re.IGNORECASE)
 
 
