@@ -25,7 +25,7 @@ from app.store import Store
 from app.store.card import Histogram, Reference
 from app.tasks import TASKS
 from training.data import datasets, texts
-from training.data.image_dataset import subset
+from training.data.image_dataset import ImageDataset, subset
 from training.limits import limits
 from training.options import STORE, STORE_HELP
 
@@ -43,22 +43,28 @@ def examples(card: store.Card, models: Path, part: str) -> list[Any]:
     """
     from training.evaluation.evaluate import own_data  # imported here, because trainings import this module
 
+    if card.task == "sample":  # drift is about inputs, and generators have none
+        return []
     own = own_data(card, models)
     sources = [own] if own else [getattr(datasets, name)() for name in card.data]
     return [example for data in sources for example in _examples(data, card.held_out, is_test=part == "test")]
 
 
 def _examples(data: Any, held_out: int | None, is_test: bool) -> Iterable[Any]:
+    from training.loops.own_series import OwnSeries  # as above
+
     if isinstance(data, datasets.Images):
         return data.measured(None if is_test else held_out)[1]
     if isinstance(data, datasets.Collection):
         return data.past[is_test::2]
     if isinstance(data, datasets.Text):
         return texts.chunks(data.test if is_test else data.train)
-    if hasattr(data, "past"):  # own series
+    if isinstance(data, OwnSeries):
         return data.past()
-    images = subset(data.images, data.split()[1 + is_test])
-    return (image for batch in images.split(500) for image in batch)
+    if isinstance(data, ImageDataset):
+        images = subset(data.images, data.split()[1 + is_test])
+        return (image for batch in images.split(500) for image in batch)
+    return ()
 
 
 def rows_of(predictor: Any, inputs: Sequence[Any]) -> list[Features]:
