@@ -15,12 +15,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from training.api import evaluate as evaluate
-    from training.api import fit as fit
-    from training.api import predict as predict
+from typing import Any
 
 # Idle threads of OpenMP must not spin: beside another process, spinning makes a training several times slower. The
 # library reads this variable when torch is imported.
