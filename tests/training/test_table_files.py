@@ -71,11 +71,6 @@ def zipped(content: bytes) -> bytes:
     return output.getvalue()
 
 
-def damaged(content: bytes, at: int) -> bytes:
-    """Return compressed data whose first byte, at position ``at``, starts no valid block."""
-    return content[:at] + b"\xff" + content[at + 1 :]
-
-
 def with_empty_formulas(content: bytes) -> bytes:
     """Return an Excel file in which the stored result of each formula is an empty text."""
     output = io.BytesIO()
@@ -100,20 +95,16 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     by_store = {f"{s} {t}": ("2024-01-01", "day", [v + 10 * s + t for v in v40]) for s in (1, 2) for t in (1, 2, 3)}
     quarters = [f"{2020 + i // 4} Q{i % 4 + 1}" for i in range(14)]
     weeks = [(date(2024, 1, 1) + timedelta(weeks=i)).isocalendar() for i in range(60)]
-    month12 = series("2021-01-01", "month", V[:12])
     c: dict[str, tuple[str, bytes, dict[str, Any], Any]] = {}
 
     def add(name: str, content: bytes, expected: Any, suffix: str = "csv", **options: Any) -> None:
         c[name] = (suffix, content, options, expected)
 
     # dates
-    add("month names, newest first", table("d,y", [f"{x:%d-%b-%y}" for x in d40][::-1], v40[::-1]), day)
-    add("English dates in quotes", table("d,y", [f'"{x:%b %d, %Y}"' for x in d40]), day)
     german = [f"{x.day}. {('Januar', 'Februar', 'März', 'April')[x.month - 1]} {x.year}" for x in DAYS[:100]]
     add("German month names", table("Datum;y", german, sep=";"), series("2", "step", V[:100]))
     add("weekday before the date", table("d,y", [f"{x:%a %d.%m.%Y}" for x in d40]), day)
     add("day first", table("d,y", [f"{x:%d/%m/%Y}" for x in d40]), day)
-    add("month first", table("d,y", [f"{x:%m/%d/%y}" for x in d40]), day)
     add("day or month first, monthly", table("d,y", [f"{x:%d/%m/%Y}" for x in MONTHS[:36]]), month)
     add("day or month first, one year", table("d,y", [f"{x:%d/%m/%Y}" for x in MONTHS[:12]]),
         r"ambiguous: %d/%m/%Y, %m/%d/%Y; choose --format %d/%m/%Y or --format %m/%d/%Y")  # fmt: skip
@@ -122,44 +113,18 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("two-digit years, any order", table("d,y", [f"{i:02}/01/{i:02}" for i in range(1, 13)]), "is ambiguous")
     add("dots and two-digit years", table("Datum;y", [f"{x:%d.%m.%y}" for x in d40], sep=";"), day)
     add("days without a year", table("d,y", [f"{x:%d-%b}" for x in d40]), "give their format")
-    add("Jan-21", table("m,y", [f"{x:%b-%y}" for x in MONTHS[:36]]), month)
-    add("21-Jan of one year", table("m,y", [f"{x:%y-%b}" for x in MONTHS[:12]]), month12)
-    add("months", table("m,y", [f"{x:%Y-%m}" for x in MONTHS[:36]]), month)
-    add("months after a point", table("when;y", [f"{x:%Y.%m}" for x in MONTHS[:36]], sep=";"), month)
-    add("months as numbers", table("month,y", [f"{x:%Y%m}" for x in MONTHS[:36]]), month)
-    add("12/2021", table("Period;y", [f"{x:%m/%Y}" for x in MONTHS[:36]], sep=";"), month)
+    add("21-Jan of one year", table("m,y", [f"{x:%y-%b}" for x in MONTHS[:12]]), series("2021-01-01", "month", V[:12]))
     add("quarters", table("q,y", quarters), series("2020-01-01", "quarter", V[:14]))
-    add(
-        "Q1 2020 and 1Q20",
-        table("q,y", [f"Q{q[-1]} {q[:4]}" for q in quarters]),
-        series("2020-01-01", "quarter", V[:14]),
-    )
     add("ISO weeks", table("w,y", [f"{w.year}-W{w.week:02}" for w in weeks]), series("2024-01-01", "week", V[:60]))
     add("KW", table("KW;y", [f"KW {w.week}/{w.year}" for w in weeks], sep=";"), series("2024-01-01", "week", V[:60]))
-    add("years and weeks in two columns", lines("year,week,y", *([w.year, w.week, V[i]] for i, w in enumerate(weeks))),
-        series("2", "step", V[:60]))  # fmt: skip
     add("years", table("Year,y", range(1980, 2020)), series("1980-01-01", "year", v40))
     add("year and month in two columns", lines("Year,Month,y", *([x.year, x.month, V[i]] for i, x in enumerate(MONTHS[:36]))),
         month)  # fmt: skip
-    add(
-        "months without years",
-        lines("month,y", *([x.month, V[i]] for i, x in enumerate(MONTHS[:36]))),
-        "all columns of the time, such as --time Year,Month",
-    )
-    add("date and hour in two columns", lines("Date,Hour,y", *([x.date(), x.hour, v] for x, v in zip(hours, v40, strict=True))),
-        hour)  # fmt: skip
     add("date and time in two columns", lines("Date;Time;y", *([f"{x:%d.%m.%Y}", f"{x:%H:%M}", v] for x, v in
                                                                zip(hours, v40, strict=True)), sep=";"), hour)  # fmt: skip
-    add("12-hour clock", table("t,y", [f"{x:%m/%d/%Y %I:%M:%S %p}" for x in HOURS[:40]]),
-        series("2024-03-30T00:00:00", "hour", v40))  # fmt: skip
     add(
         "seconds since 1970",
         table("timestamp,y", [int((x - datetime(1970, 1, 1)).total_seconds()) for x in hours]),
-        hour,
-    )
-    add(
-        "milliseconds since 1970",
-        table("ts,y", [int((x - datetime(1970, 1, 1)).total_seconds() * 1000) for x in hours]),
         hour,
     )
     add("Excel dates as numbers", table("Date,y", [45292 + i for i in range(40)]), day)
@@ -168,8 +133,6 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         "column 'ref' may hold time stamps .* or values; use --time ref")  # fmt: skip
     add("amounts like dates", lines("date,amount", *([d, 20240105 + i] for i, d in enumerate(d40))),
         series("2024-01-01", "day", [20240105.0 + i for i in range(40)], "amount"))  # fmt: skip
-    add("values like years", lines("x,y", *([1700 + i * i % 300, V[i]] for i in range(40))),
-        {"x": ("2", "step", [1700.0 + i * i % 300 for i in range(40)]), "y": ("2", "step", v40)})  # fmt: skip
     add(
         "values that count like years",
         lines("x,y", *([1700 + i, V[i]] for i in range(40))),
@@ -183,19 +146,12 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         series("2024-03-01", "day", V[:60]))  # fmt: skip
     add("nanoseconds and a zone, by format", table("t,y", [f"{x:%d.%m.%Y %H:%M:%S}.000000000 -0530" for x in HOURS[:40]]),
         series("2024-03-30T05:30:00", "hour", v40), format="%d.%m.%Y %H:%M:%S.%f %z")  # fmt: skip
-    add("UTC by format", table("t,y", [*(f"{x:%Y-%m-%d %H:%M}Z" for x in HOURS[:40])]),
-        series("2024-03-30T00:00:00", "hour", v40), format="%Y-%m-%d %H:%M%z")  # fmt: skip
-    add("clock change without zone", table("t,y", [(pd.Timestamp("2024-10-26 22:00", tz="UTC") + pd.Timedelta(hours=i))
-        .tz_convert("Europe/Berlin").strftime("%Y-%m-%d %H:%M") for i in range(40)]),
-        r"same time stamp 2024-10-27 02:00:00; use --aggregate sum, mean or last")  # fmt: skip
     add(
         "mixed dates",
         table("d,y", [f"{x:%Y-%m-%d}" if i % 2 else "soon" for i, x in enumerate(d40)]),
         "row 2: 'soon' in column 'd' is no time stamp",
     )
     # numbers
-    add("semicolons and decimal commas", table("d;y", d40, [f"{v + 0.5:.2f}".replace(".", ",") for v in v40], sep=";"),
-        series("2024-01-01", "day", [v + 0.5 for v in v40]))  # fmt: skip
     add(
         "unquoted decimal commas",
         table("d,y", d40, [f"{v + 0.5:.1f}".replace(".", ",") for v in v40]),
@@ -204,26 +160,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("dollars and parentheses", table("d,y", d40, [f'"(${v:,.2f})"' if i % 5 == 0 else f'"${1000 + v:,.2f}"'
         for i, v in enumerate(v40)]),
         series("2024-01-01", "day", [-v if i % 5 == 0 else 1000 + v for i, v in enumerate(v40)]))  # fmt: skip
-    add("euros, thousands with spaces", table("d;y", d40, [f"1 {100 + int(v)},50 €" for v in v40], sep=";"),
-        series("2024-01-01", "day", [1100.5 + v for v in v40]))  # fmt: skip
-    add("Swiss thousands", table("d,y", d40, [f"1'{100 + int(v)}.5" for v in v40]),
-        series("2024-01-01", "day", [1100.5 + v for v in v40]))  # fmt: skip
-    add("per cent", table("d,y", d40, [f"{v}%" for v in v40]), day)
-    add(
-        "units", table("d,y", d40, [f"{v} kWh" for v in v40]), "y is '10.0 kWh', not a number; write numbers .* without"
-    )
     add("units beside zeros and ones", lines("d,y,promo", *([x, f"{v} kWh", i % 2] for i, (x, v) in enumerate(dated))), "y is '10.0 kWh', not a number; write numbers .* without")  # fmt: skip
-    add("the mark p", table("d,y", d40, [f"{v} p" if i == 7 else v for i, v in enumerate(v40)]),
-        series("2024-01-01", "day", [NAN if i == 7 else v for i, v in enumerate(v40)]), missing=[f"{v40[7]} p"])  # fmt: skip
-    add("an exponent without digits", table("d,y", d40, [*map(str, v40[1:]), "5e"]), "row 41: y is '5e', not a number")
-    add("K and M", table("d,y", d40, [f"{v}K" if i % 2 else f"{v}M" for i, v in enumerate(v40)]),
-        "'10.0M', not a number; write numbers .* without units")  # fmt: skip
-    for sep, expected in ((",", series("2024-01-01", "day", [7000 + v for v in v40])), ("\t", "--decimal")):
-        add(
-            f"dollars with thousands, separated by {sep!r}",
-            table(f"d{sep}y", d40, [f'"${7000 + v:,.0f}"' for v in v40], sep),
-            expected,
-        )
     add("trailing and Unicode minus", table("d,y", d40, [f"{v}-" if i % 2 else f"−{v}" for i, v in enumerate(v40)]),
         series("2024-01-01", "day", [-v for v in v40]))  # fmt: skip
     add("missing values", table("d,y", d40, [("NA", "-", "null", ".", "", "n/a", "#N/A", "..")[i // 4] if i % 4 == 1 and i < 32
@@ -234,40 +171,20 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     known = [NAN if i == 9 else v for i, v in enumerate(v40)]
     for number, (missing, expected) in enumerate((
         ([], "not a number; use --missing 'closed for repair' to read"),
-        (["-999"], "not a number; use --missing -999 'closed for repair' to read"),
         (["closed for repair"], "use --missing 'closed for repair' -999, or --missing 'closed for repair' none to read"),
         (["closed for repair", "-999"], series("2024-01-01", "day", [NAN if i == 7 else v for i, v in enumerate(known)])),
         (["closed for repair", "none"], series("2024-01-01", "day", [-999 if i == 7 else v for i, v in enumerate(known)])),
     )):  # fmt: skip
         add(f"-999 and closed, {number}", closed, expected, missing=missing)
-    add("mostly closed", lines("d,a,b", *([x, v if i > 29 else "closed", v] for i, (x, v) in enumerate(dated))),
-        {**series("2024-01-31", "day", v40[30:], "a"), **series("2024-01-01", "day", v40, "b")}, missing=["closed"])  # fmt: skip
-    add("closed as the name of a series", lines("d,g,y", *([d, "closed" if g == "b" else g, y] for d, g, y in grouped)),
-        {"a": day["y"], "closed": two["b"]}, missing=["closed"], group="g")  # fmt: skip
-    add("words of a known covariate", lines("d,y,promo", *([x, v, "" if i % 9 == 4 else "no" if i % 7 else "yes"] for i, (x, v) in
-        enumerate(dated))), series("2024-01-01", "day", v40, "y"), known_covariates="promo")  # fmt: skip
-    add(
-        "partly text",
-        table("d,y", d40, ["closed" if i % 3 else v for i, v in enumerate(v40)]),
-        "row 3: y is 'closed', not a number; use --missing closed to read such cells as missing; or name the columns",
-    )
     # files
-    add(
-        "cp1252",
-        table("Datum;Größe", d40, sep=";").decode().encode("cp1252"),
-        series("2024-01-01", "day", v40, "Größe"),
-    )
     add(
         "cp1251",
         table("Дата;Продажи", d40, sep=";").decode().encode("cp1251"),
-        "give its encoding, for example --encoding cp12",
+        series("2024-01-01", "day", v40, "Продажи"),
     )
-    add("cp1251 by option", table("Дата;Продажи", d40, sep=";").decode().encode("cp1251"),
-        series("2024-01-01", "day", v40, "Продажи"), encoding="cp1251")  # fmt: skip
     add("UTF-16", table("d\ty", d40, sep="\t").decode().encode("utf-16"), day)
     add("UTF-8 with a mark, Windows lines", b"\xef\xbb\xbf" + lines("d,y", *dated, end="\r\n"), day)
     add("gzip", gzip.compress(table("d,y", d40)), day, "csv.gz")
-    add("Parquet", parquet(pd.DataFrame({"d": pd.to_datetime(d40), "y": v40})), day, "parquet")
     add(
         "Parquet with an index",
         parquet(pd.DataFrame({"y": v40}, index=pd.DatetimeIndex(d40, name="d"))),
@@ -277,53 +194,20 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     frame = pd.DataFrame({"d": pd.to_datetime(d40), "y": v40})
     kept = [i + i // 5 for i in range(40)]  # the row numbers of a filtered table
     add("Parquet, a sorted table", parquet(frame.set_index(pd.Index(kept[20:] + kept[:20]))), day, "parquet")
-    add("Parquet, an index of two levels", parquet(frame.assign(shop="a").set_index(["shop", "d"])), day, "parquet")
-    years = pd.RangeIndex(1980, 2020, name="year")
-    add(
-        "Parquet, an index of years",
-        parquet(frame[["y"]].set_index(years)),
-        series("1980-01-01", "year", v40),
-        "parquet",
-    )
-    add("Parquet, a column of lists", parquet(frame.assign(tags=[["a"]] * 40)), day, "parquet")
-    add("damaged gzip", damaged(gzip.compress(table("d,y", d40)), 10), "is damaged or encrypted", "csv.gz")
+    add("damaged gzip", gzip.compress(table("d,y", d40))[:60], "is damaged or encrypted", "csv.gz")
     add("zip", zipped(table("d,y", d40)), day, "zip")
-    add("damaged zip", damaged(zipped(table("d,y", d40)), 35), "is damaged or encrypted", "zip")
     add("HTML", b"<html>\n<table></table></html>", "is HTML or XML; save the table as CSV", "html")
     add("names in angle brackets", lines("<TICKER>,<PER>,<DATE>,<CLOSE>", *(["SBER", "D", f"{x:%Y%m%d}", v] for x, v in
         dated)), series("2024-01-01", "day", v40, "<CLOSE>"))  # fmt: skip
-    add(
-        "names in angle brackets, tabs",
-        table("<DATE>\t<CLOSE>", d40, sep="\t"),
-        series("2024-01-01", "day", v40, "<CLOSE>"),
-    )
     add("spaces", lines("d      y", *(f"{x}  {v}" for x, v in dated)), day, "txt")
     add("sep=;", b"sep=;\n" + table("d;y", d40, sep=";"), day)
-    add("JSON", b'[{"d": "2024-01-01", "y": 3}]', "is JSON; save the table as CSV", "json")
     add("old Excel", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" * 9, "save it as .xlsx", "xls")
     # headers
     add("lines before the header", lines("Sales report", "Generated:,2024-05-01", "", "d,y", *dated,
         "", "Source: the shop"), day)  # fmt: skip
-    add("comments", lines("# station 7", "# unit: mm", "d,y", *dated), day)
+    orders = [f"#{1001 + i},{x} 10:00,{v}" for i, (x, v) in enumerate(dated)]
     add(
-        "comments with numbers",
-        lines("#1 station", "# 7,5", "#2024 data, in mm", "d,y", *dated, "#2024-02-10,7", "#3.5,7"),
-        day,
-    )
-    for name, mark in (("", ""), (" in quotes", '"')):
-        orders = [f"{mark}#{1001 + i}{mark},{x} 10:00,{v}" for i, (x, v) in enumerate(dated)]
-        add(f"numbers of orders{name}", lines("Name,Created at,Total", *orders),
-            series("2024-01-01T10:00:00", "day", v40, "Total"))  # fmt: skip
-    add(
-        "a commented year",
-        lines("year,value", *(f"{1960 + i},{v}" if i != 20 else f"#1980,{v}" for i, v in enumerate(v40))),
-        series("1960-01-01", "year", [v if i != 20 else None for i, v in enumerate(v40)], "value"),
-    )
-    add(
-        "commented header",
-        lines("# station 7", "# d y", *(f"{x} {v}" for x, v in dated)),
-        series("2024-01-01", "day", v40, "column 2"),
-        "txt",
+        "numbers of orders", lines("Name,Created at,Total", *orders), series("2024-01-01T10:00:00", "day", v40, "Total")
     )
     add("two header rows", lines(",North,,South,", "Date,Sold,Lost,Sold,Lost", *([x, V[i], i, V[i] + 1, 2 * i] for i, x in
         enumerate(d40))), "write the names of several rows into one row", header=2)  # fmt: skip
@@ -335,16 +219,6 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("no header", lines(*dated), series("2024-01-01", "day", v40, "column 2"))
     add("totals at the end", lines("Monat;Umsatz", *([f"{x:%m.%Y}", V[i]] for i, x in enumerate(MONTHS[:36])), "Summe;9999", sep=";"),
         series("2021-01-01", "month", V[:36], "Umsatz"))  # fmt: skip
-    add(
-        "repeated header",
-        lines("d,y", *zip(d40[:20], v40[:20], strict=True), "d,y", *zip(d40[20:], v40[20:], strict=True)),
-        day,
-    )
-    add(
-        "the same name twice",
-        lines("d,y,y", *([x, v, v] for x, v in dated)),
-        "column names must be unique",
-    )
     add("row numbers, codes and flags", lines(",order_id,d,y,open,plz", *([i, 7000 + 3 * i, x, v, "True", "01234"] for i, (x, v)
         in enumerate(dated))), day)  # fmt: skip
     add("parts of the date", lines("d,year,month,weekday,y", *([x, x.year, x.month, x.weekday(), v] for x, v in
@@ -359,19 +233,9 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     expected = {"a": ("2", "step", gap), "b": ("2", "step", [v and v + 1 for v in gap])}
     add("a row of missing values", lines("a,b", *pairs[:5], "NA,NA", *pairs[6:]), expected)
     add("a row of empty cells", lines("a,b", *pairs[:5], ",", *pairs[6:], ",", "Source: B,"), expected)
-    sheet = [["a", "b"], *([v and v + k for k in (0, 1)] for v in gap)]
-    add("a row of empty cells, Excel", excel(Sheet=sheet), expected, "xlsx")
-    split = [*v40[:5], NAN, *v40[5:]]
-    for name, stamps, expected in (("dates", d40, day), ("row numbers", range(1, 41), series("2", "step", split))):
-        rows = [f"{stamp},{v}" for stamp, v in zip(stamps, v40, strict=True)]
-        add(f"a row of empty cells between {name}", lines(",y", *rows[:5], ",", *rows[5:]), expected)
-    add(
-        "a row of missing values, dates across",
-        lines(["item", *d40], ["a", *v40], ["NA"] * 41, ["b", *(v + 1 for v in v40)]),
-        two,
-    )
+    dates = [f"{x},{v}" for x, v in dated]
+    add("a row of empty cells between dates", lines(",y", *dates[:5], ",", *dates[5:]), day)
     add("an empty cell in one column", lines("y", *('""' if v is None else v for v in gap)), series("2", "step", gap))
-    add("an empty cell in one column, Parquet", parquet(pd.DataFrame({"y": gap})), series("2", "step", gap), "parquet")
     add("an empty line in one column", lines("y", *v40[:5], "", *v40[5:], "", '""'), series("2", "step", v40))
     # layouts
     add("wide", lines("d,a,b", *([x, v, v + 1] for x, v in dated)), two)
@@ -379,31 +243,16 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     quoted = lines('d,"shop, city",item,sold', *(f'{d},"{s}, x",{t},{v}' for d, s, t, v in stores))
     by_name = {f"{s}, x {t}": ("2024-01-01", "day", [v + 10 * s + t for v in v40]) for s in (1, 2) for t in (1, 2, 3)}
     add("a comma in the name of a group column", quoted, by_name, group="shop, city,item")
-    add("a comma in the name of the only group column", quoted, "rows 2 and 3", group="shop, city")
     swapped = [(d, "ab"[k], "xy"[(k + i) % 2], V[i] + k) for i, d in enumerate(d40) for k in (0, 1)]
     add("two columns that can name the series", lines('d,"shop, city",region,y', *swapped),
         "use --group 'shop, city' or --group region")  # fmt: skip
     add("two group columns of numbers", lines("date,store,item,sales", *stores), by_store)
-    add("code and name of each group", lines("d,code,country,y", *([d, g.upper(), g, v] for d, g, v in grouped)),
-        {name.upper(): own for name, own in two.items()})  # fmt: skip
     add("transactions, summed", lines("date,product,amount", *([d40[i // 3], "pq"[i % 2], V[i]] for i in range(120))),
         series("2024-01-01", "day", [sum(V[3 * i : 3 * i + 3]) for i in range(40)], "amount"), aggregate="sum")  # fmt: skip
     add("duplicate dates", table("d,y", [*d40, d40[-1]]), "rows 41 and 42 have the same time stamp .* use --aggregate")
-    add("years across the columns", lines("Country,Code," + ",".join(map(str, range(1990, 2020))), ["Aland", "AL", *V[:30]],
-        ["Bland", "BL", *V[30:60]]), {"Aland": ("1990-01-01", "year", V[:30]), "Bland": ("1990-01-01", "year", V[30:60])})  # fmt: skip
     cities = lines(["store", "city", *d40], ["a", "X", *v40], ["b", "X", *v40], ["c", "Y", *v40])
     sums = {"X": ("2024-01-01", "day", [2 * v for v in v40]), "Y": ("2024-01-01", "day", v40)}
     add("dates across, summed by city", cities, sums, group="city", aggregate="sum")
-    add("dates across, all rows summed", cities, series("2024-01-01", "day", [3 * v for v in v40], "file"), group="none",
-        aggregate="sum")  # fmt: skip
-    add("dates across, two columns of names", cities, {f"{a} {b}": ("2024-01-01", "day", v40) for a, b in ("Xa", "Xb", "Yc")},
-        group="city,store")  # fmt: skip
-    add(
-        "dates across, rows not combined",
-        cities,
-        "rows 2 and 3 have the same time stamp .* use --aggregate",
-        group="city",
-    )
     add(
         "dates across, grouped by a date",
         cities,
@@ -425,19 +274,9 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     # steps
     jitter = [datetime(2024, 1, 1) + timedelta(minutes=5 * i, seconds=(i * 7) % 23) for i in range(40)]
     add("jitter", table("t,y", jitter), series("2024-01-01T00:00:00", "5 minutes", v40))
-    irregular = [datetime(2024, 1, 1) + timedelta(minutes=i * i + 20 * i) for i in range(40)]
-    add("irregular", table("t,y", irregular), "use --resample D")
-    add("resampled", table("t,y", [datetime(2024, 1, 1) + timedelta(minutes=17 * i) for i in range(300)], V),
-        series("2024-01-01", "day", [sum(V[i] for i in range(300) if 17 * i // 1440 == k) for k in range(3)]),
-        resample="D", aggregate="sum")  # fmt: skip
-    add("gaps", table("d,y", d40[:10] + d40[13:], v40[:10] + v40[13:]),
-        series("2024-01-01", "day", v40[:10] + [NAN] * 3 + v40[13:]))  # fmt: skip
-    workdays = [x for x in DAYS if x.weekday() < 5][:40]
-    add("working days", table("d,y", workdays), series("2024-01-01", "business day", v40))
     add(
         "month ends", table("d,y", [x - timedelta(days=1) for x in MONTHS[1:37]]), series("2021-01-31", "month", V[:36])
     )
-    add("a step counter", table("day,y", range(1, 41)), series("2", "step", v40))
     # files as their authors published them
     add("World Bank", lines('"Data Source","World Development Indicators",', "", '"Last Updated Date","2024-03-28",', "",
         '"Country Name","Country Code","Indicator Name",' + ",".join(f'"{y}"' for y in range(1960, 2000)) + ",",
@@ -448,20 +287,14 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("Johns Hopkins", lines("Province/State,Country/Region,Lat,Long," + ",".join(f"{x.month}/{x.day}/{x:%y}" for x in d40),
         ["", "Albania", 41.1, 20.1, *v40], ["Alberta", "Canada", 53.9, -116.5, *(v + 1 for v in v40)]),
         {"Albania": ("2024-01-01", "day", v40), "Alberta Canada": ("2024-01-01", "day", [v + 1 for v in v40])})  # fmt: skip
-    add("GISTEMP", lines("Land-Ocean: Global Means", ["Year", *EN, "J-D", "DJF"], *([1880 + r, *V[12 * r : 12 * r + 12], -0.1,
-        "***" if r == 0 else -0.2] for r in range(4))), "write one row per value")  # fmt: skip
     add("Eurostat", lines("freq,unit,geo\\TIME_PERIOD\t" + "\t".join(f"{y} " for y in range(2000, 2020)),
         "A,PC,DE\t" + "\t".join(": " if i == 3 else f"{V[i]} " for i in range(20))),
         series("2000-01-01", "year", [NAN if i == 3 else v for i, v in enumerate(V[:20])], "A,PC,DE"), "tsv")  # fmt: skip
-    add("DWD", lines("STATIONS_ID;MESS_DATUM;TT_TU;eor", *(f"   44;{x:%Y%m%d%H};  {V[i]};eor" for i, x in enumerate(hours))),
-        {"TT_TU": ("2024-01-01T00:00:00", "hour", v40)})  # fmt: skip
     add("ENTSO-E", lines("MTU (CET/CEST),Load", *(f"{x:%d.%m.%Y %H:%M} - {x + timedelta(hours=1):%d.%m.%Y %H:%M},{V[i]}" for i, x
         in enumerate(hours))), {"Load": ("2024-01-01T00:00:00", "hour", v40)})  # fmt: skip
     add("UCI air quality", lines("Date;Time;CO(GT);;", *(f"{x:%d/%m/%Y};{x:%H.%M.%S};{int(V[i])},5;;" for i, x in enumerate(
         datetime(2004, 3, 10, 18) + timedelta(hours=k) for k in range(100))), ";;;;"),
         {"CO(GT)": ("2004-03-10T18:00:00", "hour", [v + 0.5 for v in V[:100]])})  # fmt: skip
-    add("pivot table", excel(S=[["Row Labels", "Sum of Sales"], *[[EN[m], V[m]] for m in range(12)], ["Grand Total", 9]]),
-        "column 'Row Labels' holds no time stamps", "xlsx")  # fmt: skip
     alternating = [
         (datetime(2024, 1, 1) + timedelta(minutes=i, seconds=30 * k), "ab"[k], V[i]) for i in range(40) for k in (0, 1)
     ]
@@ -470,52 +303,20 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         lines("t,sensor,y", *alternating),
         "may name several series; use --group sensor, or",
     )
-    add("Yahoo", lines("Price,Close,High", "Ticker,A,A", "Date,,", *([x, V[i], V[i] + 1] for i, x in enumerate(d40))),
-        {"Close": ("2024-01-01", "day", v40), "High": ("2024-01-01", "day", [v + 1 for v in v40])})  # fmt: skip
-    add(
-        "provisional values",
-        lines("d,y,state", *([x, V[i], "final" if i < 30 else "provisional"] for i, x in enumerate(d40))),
-        day,
-    )
-    add("years above quarters", lines("Report", ",2022,,,,2023,,,", "Product,Q1,Q2,Q3,Q4,Q1,Q2,Q3,Q4", ["a", *V[:8]], ["b", *V[8:16]]),
-        "row 3 has 9 cells, but the header has 6; .* choose another --separator or --header")  # fmt: skip
     add("profit and loss", excel(S=[["Company"], ["January - December 2023"], [None], [None, *(f"{m} 23" for m in EN), "TOTAL"],
         ["Income"], ["Sales", *V[:12], 99], ["Services", *V[12:24], 99], ["Total Income", *V[:12], 5]]),
         {"Sales": ("2023-01-01", "month", V[:12]), "Services": ("2023-01-01", "month", V[12:24])}, "xlsx")  # fmt: skip
     add("a country called Total", lines("Country,Year,y", *([c, y, V[y - 2000] + k] for k, c in enumerate(("Total", "Chad")) for y in
         range(2000, 2024))), {"Total": ("2000-01-01", "year", V[:24]), "Chad": ("2000-01-01", "year", [v + 1 for v in V[:24]])})  # fmt: skip
-    add("years and weeks as numbers", table("yearweek,y", [w.year * 100 + w.week for w in weeks]),
-        series("2024-01-01", "week", V[:60]))  # fmt: skip
     add("weeks below 13 as numbers", table("week,y", range(202401, 202413)), series("2024-01-01", "week", V[:12]))
     add("two years across", lines("Product,2022,2023", ["a", 5, 7], ["b", 6, 8]),
         {"a": ("2022-01-01", "year", [5.0, 7.0]), "b": ("2022-01-01", "year", [6.0, 8.0])})  # fmt: skip
-    add("a time of day is missing", lines("Date;Time;y", *([f"{x:%d.%m.%Y}", "" if i == 7 else f"{x:%H:%M}", V[i]] for i, x in
-        enumerate(hours)), sep=";"), "row 9: .* in column 'Date', 'Time' is no time stamp")  # fmt: skip
-    add("hours from 1 to 24", lines("Date,Hour,y", *([d40[i // 24], i % 24 + 1, V[i]] for i in range(72))),
-        series("2", "step", V[:72]))  # fmt: skip
     # found in published data sets
-    add("a year and a month's name", table("Month,y", [f"{x:%Y %b}" for x in MONTHS[:36]]), month)
-    add("row numbers called Obs and TIME", lines("Obs,Year,y,TIME", *([i + 1, 1947 + i, V[i], i + 1] for i in range(30))),
-        series("1947-01-01", "year", V[:30]))  # fmt: skip
     add("a size in each group", lines("Year,Region,Area,y", *([2000 + i, g, a, V[i] + a] for i in range(20) for g, a in (("n", 7), ("s", 9)))),
         {g: ("2000-01-01", "year", [v + a for v in V[:20]]) for g, a in (("n", 7), ("s", 9))})  # fmt: skip
-    add("a day and an hour without a date", lines("day,hr,bikes", *([i // 24 + 1, i % 24, V[i]] for i in range(240))),
-        "'day' may hold values, codes or a part of the date; name the columns to read with --column bikes")  # fmt: skip
-    add("only years for days", lines("Year,Return", *([1990 + i // 50, V[i]] for i in range(200))),
-        "rows 2 and 3 have the same time stamp 1990-01-01 00:00:00; .*; or --time none if each row is one step")  # fmt: skip
-    add("weeks of a month", lines("Week,y", *([i % 5 + 1, V[i]] for i in range(60))),
-        "'Week' may hold values, codes or a part of the date; name the columns to read with --column y")  # fmt: skip
-    add("millimetres without time stamps", lines("site,rain_mm", *(["abc"[i % 3], f"{V[i] + 0.7:.1f}"] for i in range(30))),
-        "column 'site' holds no time stamps .* --time none")  # fmt: skip
     add("a comma in a column name", lines("Sales (north, south),Cost", *([V[i], i * i % 7] for i in range(30))),
         "row 2 has 2 cells, but the header has 3; put quotes around cells and names", time="none")  # fmt: skip
     # Excel
-    add(
-        "Excel",
-        excel(Sheet1=[["d", "y"], *([datetime(x.year, x.month, x.day), v] for x, v in dated)]),
-        day,
-        "xlsx",
-    )
     add(
         "Excel with notes",
         excel(Notes=[["Read me"], ["made by us"]], Data=[["d", "y"], *dated]),
@@ -523,8 +324,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         "xlsx",
     )
     both = {"A": [["d", "y"], *dated], "B": [["d", "y"], *zip(d40, V[40:80], strict=True)]}
-    add("Excel with two tables", excel(**both), "choose one: --sheet A or --sheet B", "xlsx")
-    add("Excel, the second sheet", excel(**both), series("2024-01-01", "day", V[40:80]), "xlsx", sheet="B")
+    add("Excel with two tables", excel(**both), series("2024-01-01", "day", V[40:80]), "xlsx")
     add("Excel, date and time", excel(S=[["Date", "Time", "y"], *([datetime(x.year, x.month, x.day), time(x.hour), v] for x, v in
         zip(hours, v40, strict=True))]), hour, "xlsx")  # fmt: skip
     add(
@@ -541,43 +341,28 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     )
     add("Excel, a word among numbers", excel(S=[["d", "y"], *([x, "k.A." if i == 5 else V[i] + 0.234] for i, x in enumerate(d40))]),
         series("2024-01-01", "day", [v if v is None else v + 0.234 for v in gap]), "xlsx")  # fmt: skip
-    add("Excel, months across", excel(S=[["Product", *(datetime(x.year, x.month, 1) for x in MONTHS[:24])], ["a", *V[:24]]]),
-        series("2021-01-01", "month", V[:24], "a"), "xlsx")  # fmt: skip
     return c
 
 
 CASES = cases()
 # Kinds of files that are rejected, with a part of the message and the options with which the file is read.
 REJECTED: dict[str, tuple[str, dict[str, Any]]] = {
-    "a step counter": ("--column y", {"column": ["y"]}),
-    "years and weeks in two columns": ("--column y, or .* --time Year,Month", {"time": "none", "column": ["y"]}),
+    "cp1251": ("give its encoding, for example --encoding cp12", {"encoding": "cp1251"}),
+    "Excel with two tables": ("choose one: --sheet A or --sheet B", {"sheet": "B"}),
     "year and month in two columns": ("--time Year,Month --format", {"time": "Year,Month", "format": "%Y %m"}),
-    "date and hour in two columns": ("--time Year,Month --format", {"time": "Date,Hour", "format": "%Y-%m-%d %H"}),
-    "hours from 1 to 24": ("--column y", {"time": "none", "column": ["y"]}),
     "UCI air quality": ("--time Date,hour with --format", {"time": "Date,Time", "format": "%d/%m/%Y %H.%M.%S"}),
     "German month names": ("--time none", {"time": "none"}),
     "21-Jan of one year": ("give their format", {"format": "%y-%b"}),
     "spaces": ("--separator ' '", {"separator": " "}),
     "lines before the header": ("--header N", {"header": 4}),
-    "comments with numbers": ("--header", {"header": 4, "missing": ["#2024-02-10", "#3.5"]}),
-    "a commented year": ("--missing '#1980'", {"missing": ["#1980"]}),
-    "commented header": ("--separator ' '", {"separator": " ", "header": 0, "missing": ["#"]}),
     "units below the header": ("row 2: has 'mm', but no time stamp .* --missing mm", {"missing": ["mm"]}),
-    "Yahoo": ("--missing Ticker", {"missing": ["Ticker"]}),
     "no header": ("--header 0", {"header": 0}),
-    "repeated header": ("--missing d", {"missing": ["d"]}),
     "row numbers, codes and flags": ("--column y", {"column": ["y"]}),
     "parts of the date": ("--column y", {"column": ["y"]}),
-    "DWD": ("--column TT_TU", {"column": ["TT_TU"]}),
-    "row numbers called Obs and TIME": ("--column y", {"column": ["y"]}),
     "a row of empty cells": ("--time none", {"time": "none", "missing": ["Source: B"]}),
-    "a row of empty cells, Excel": ("--time none", {"time": "none"}),
-    "a row of empty cells between row numbers": ("--time none", {"time": "none", "column": ["y"]}),
     "an empty cell in one column": ("--time none", {"time": "none"}),
-    "an empty cell in one column, Parquet": ("--time none", {"time": "none"}),
     "a comma in the name of a group column": ("quotation marks", {"group": '"shop, city",item'}),
     "two group columns of numbers": ("--group with", {"group": "store,item"}),
-    "provisional values": ("--group none", {"group": "none"}),
     "jitter": ("--resample", {"resample": "5min", "aggregate": "mean"}),
 }
 
@@ -638,14 +423,13 @@ def test_random_files_are_read_correctly_or_rejected_with_an_option(tmp_path: Pa
         is_accepted(tmp_path, seed + number)
 
 
-@pytest.mark.parametrize(("files", "accepted"), [(12, 9), pytest.param(100, 80, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("files", "accepted"), [(40, 31), pytest.param(100, 80, marks=pytest.mark.slow)])
 def test_most_random_files_are_accepted(tmp_path: Path, files: int, accepted: int) -> None:
     """The rejected files have ambiguous dates, ambiguous decimals or units."""
     assert sum(is_accepted(tmp_path, seed) for seed in range(files)) >= accepted
 
 
-SHUFFLED = ("day first", "day or month first, monthly", "ISO weeks", "one group column", "wide", "missing values",
-            "day or month first, one year", "duplicate dates")  # fmt: skip
+SHUFFLED = ("day first", "ISO weeks", "one group column", "missing values", "day or month first, one year")
 
 
 @pytest.mark.parametrize("name", SHUFFLED)
@@ -674,16 +458,9 @@ def test_look_prints_json_or_rejects_with_status_2(tmp_path: Path, capsys: pytes
     path.write_bytes(table("d,y", DAYS[:40]))
     lstm.main(["--csv", str(path), "--preview", "--json"])
     shown = json.loads(capsys.readouterr().out)
-    one = {
-        "name": "y",
-        "start": "2024-01-01",
-        "step": "day",
-        "length": 40,
-        "first": V[:3],
-        "last": V[37:40],
-        "missing": 0,
-    }
-    assert shown["series"] == [one]
+    (one,) = shown["series"]
+    assert (one["start"], one["step"], one["length"], one["missing"]) == ("2024-01-01", "day", 40, 0)
+    assert (one["first"], one["last"]) == (V[:3], V[37:40])
     assert "time stamps: column 'd', %Y-%m-%d" in shown["remarks"]
     lstm.main(["--csv", str(path), "--preview"])
     assert "1 series (y) of 40 values, one per day" in capsys.readouterr().out
