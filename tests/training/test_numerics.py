@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
-from support.service import ROOT
 
 from app.networks import build
 from training import run as running
@@ -33,12 +29,6 @@ def test_augmented_images_are_shifted_and_mirrored_images() -> None:
     for augmented in augment(image.expand(400, -1, -1, -1), config):
         indices.add(next(i for i, candidate in enumerate(candidates) if torch.equal(candidate, augmented)))
     assert len(indices) == 50
-
-
-def test_rotation_by_zero_degrees_changes_nothing() -> None:
-    config = CnnConfig(shift=0, flip=False, rotate=1e-9)
-    images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
-    assert torch.allclose(augment(images, config), images.float(), atol=1e-3)
 
 
 def test_the_spread_of_the_frechet_floor_is_that_of_repeated_draws() -> None:
@@ -120,27 +110,3 @@ def test_the_weights_with_the_lowest_validation_loss_are_kept() -> None:
     restored = BestWeights(network)
     restored.load_state_dict(best.state_dict())
     assert (restored.network.weight.item(), restored.loss.item()) == (2, 1)
-
-
-PAGE_FAULTS = """
-import resource, torch
-from training.run import configure_cpu
-configure_cpu(1)
-ones = torch.ones(2**24)  # 64 MiB
-
-def add():
-    return ones + 1
-
-add()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
-    add()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-@pytest.mark.slow
-def test_training_reuses_the_memory_of_large_tensors() -> None:
-    output = subprocess.check_output([sys.executable, "-c", PAGE_FAULTS], text=True, cwd=ROOT)
-    assert int(output) < 1000  # with the default settings: 4 x 64 MiB in pages of 4 KiB, or 65,536

@@ -48,8 +48,6 @@ SPLIT_FILES = ("train/cat/0.jpg", "train/dog/1.jpg", "test/cat/2.jpg", "test/dog
     "names",
     [
         ["train/cat/0.jpg", "train/dog/1.jpg", "test/2.jpg"],
-        ["train/cat/0.jpg", "train/dog/1.jpg", "test/image_2.jpg", "test/image_3.jpg"],
-        ["train/cat.0.jpg", "train/dog.1.jpg", "test/2.jpg"],
         ["train/cat/0.jpg", "train/dog/1.jpg", "val/cat/2.jpg", "test/3.jpg", "test/notes/a.txt", "labels/a.xml"],
     ],
 )
@@ -95,10 +93,7 @@ def test_the_parts_of_a_split_may_have_labels_in_file_names(tmp_path: Path) -> N
     "rows",
     [
         ["image_path,label,split", "a.jpg,cat,train", "b.jpg,dog,test"],
-        ["label,width,path,split", "cat,1,a.jpg,train", "dog,2,b.jpg,test"],
-        ["width,label,split", "a.jpg,cat,train", "b.jpg,dog,test"],
         [",photo,label,split", "0,a.jpg,cat,train", "1,b.jpg,dog,test"],
-        [",label,split", "a.jpg,cat,train", "b.jpg,dog,test"],
         ["width,file_name,label,split", "640,a.jpg,cat,train", "480,b.jpg,dog,test"],
         ["subset,species,image", "train,cat,a.jpg", "test,dog,b.jpg"],
     ],
@@ -115,7 +110,7 @@ def test_columns_of_0_and_1_may_stand_beside_other_columns(tmp_path: Path) -> No
     assert listed(tmp_path / "list.csv") == {(f"{i}.jpg", "cat", "train") for i in range(6)}
 
 
-@pytest.mark.parametrize("row", ["a.jpg,test", "a.jpg,split", "a.jpg,label"])
+@pytest.mark.parametrize("row", ["a.jpg,test", "a.jpg,label"])
 def test_a_label_in_the_first_row_is_not_the_name_of_a_column(tmp_path: Path, row: str) -> None:
     (tmp_path / "list.csv").write_text(f"{row}\nb.jpg,cat\n")
     assert listed(tmp_path / "list.csv") == {("a.jpg", row.partition(",")[2], ""), ("b.jpg", "cat", "")}
@@ -146,14 +141,8 @@ def test_a_file_that_is_no_list_is_rejected(tmp_path: Path, content: bytes) -> N
          "has no column of labels; its columns are: Path, Sex, Age, Edema; call the columns path and label"),
         (["path,width,species", "a.jpg,640,cat", "b.jpg,480,dog"],
          "has no column of labels; its columns are: path, width, species; call"),
-        (["photo,width,species,split", "a.jpg,480,cat,train"],
-         "has no column of labels; its columns are: photo, width, species, split; call"),
-        (["path", "a.jpg"], "has no column of labels; its columns are: path; call"),
-        (["label,split", "cat,train"], "has no column of paths; its columns are: label, split; call"),
         (["path,cat,dog,bird", "a.jpg,1,0,0", "b.jpg,1,,0", "c.jpg,0,1,1"],
          "row 3: '' in column 'dog' should be 0 or 1; correct such cells, or delete the column if"),
-        (["Path,Sex,Edema", "a.jpg,Male,1.0", "b.jpg,Male,", "c.jpg,Male,0.0", "d.jpg,Male,-1.0"],
-         "row 3: '' in column 'Edema' should be 0 or 1"),
         ([], "lists no images; expected rows of a path and a label"),
     ],
 )  # fmt: skip

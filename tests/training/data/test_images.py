@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,8 +12,7 @@ from support.trainings import train_own
 
 from app.tasks.image_codecs import ImageDecoder
 from training import cnn, gan
-from training import run as running
-from training.data import image_dataset, image_folders, shapes
+from training.data import image_dataset, image_folders
 from training.data.datasets import DataError
 
 
@@ -63,16 +58,6 @@ def test_unreadable_files_are_listed_and_skipped(tmp_path: Path) -> None:
     assert len(pictures.skipped) == 4
 
 
-def test_names_of_files_need_not_be_utf_8(tmp_path: Path) -> None:
-    for number in range(20):
-        save_noise(tmp_path / "pets" / "cat", os.fsdecode(b"K\xe4tz%d.png" % number), number)
-    (tmp_path / "pets" / "cat" / os.fsdecode(b"gr\xfcn.jpg")).touch()
-    dataset = image_folders.read(tmp_path / "pets", 32, group=r"K.tz1?")
-    assert sum(map(len, dataset.split())) == 20
-    running.Run.write_lines(SimpleNamespace(folder=tmp_path), "skipped.txt", dataset.skipped)  # type: ignore[arg-type]
-    assert r"gr\udcfcn.jpg" in (tmp_path / "skipped.txt").read_text()
-
-
 def test_duplicates_and_contradictory_labels_are_skipped(tmp_path: Path) -> None:
     save_noise(tmp_path / "pets" / "cat", "a.png")
     save_noise(tmp_path / "pets" / "cat", "again.bmp")
@@ -111,19 +96,6 @@ def test_a_table_of_paths_and_labels_equals_class_folders(workspace: Path) -> No
     assert listed.sha256 == folder.sha256
     assert any("shapes/none.png: No such file" in remark for remark in listed.skipped)
     assert any("row 75: expected a path and a label, not '10;;x.png'" in remark for remark in listed.skipped)
-
-
-@pytest.mark.parametrize("head", ["filename,class", "image,label", "file,label", "Path,Category", "class,id,file"])
-def test_a_table_of_images_may_have_other_column_names(tmp_path: Path, head: str) -> None:
-    lines = [head]
-    for number, label in enumerate(("cat", "dog", "cat")):
-        save_noise(tmp_path / "all", f"{number}.png", number)
-        file = f"all/{number}.png"
-        lines.append(f"{label},{number},{file}" if head.startswith("class") else f"{file},{label}")
-    (tmp_path / "list.csv").write_text("\n".join(lines))
-    pictures = image_folders.read(tmp_path / "list.csv", 32)
-    assert pictures.describe_classes() == "cat (2), dog (1)"
-    assert pictures.skipped == []
 
 
 def test_a_first_row_without_a_file_is_a_header_and_an_empty_class_is_dropped(tmp_path: Path) -> None:
@@ -238,10 +210,3 @@ def test_the_channels_of_generated_images_follow_the_training_images(workspace: 
         Image.open(file).convert("L").save(target)
     assert gan.read(Path("grey"), 28, "mine").images.shape == (72, 1, 28, 28)
     assert gan.read(Path("shapes"), 32, "mine").images.shape == (72, 3, 32, 32)
-
-
-def test_drawn_shapes_are_reproducible() -> None:
-    first, second = io.BytesIO(), io.BytesIO()
-    for file in (first, second):
-        shapes.draw_shape("square", np.random.default_rng(1)).save(file, "PNG")
-    assert first.getvalue() == second.getvalue()

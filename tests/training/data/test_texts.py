@@ -78,7 +78,7 @@ def test_folders_and_any_encoding_are_read(tmp_path: Path, capsys: pytest.Captur
         texts.read([russian], "nonsense")
 
 
-@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-32-be"])
 def test_a_text_with_bytes_of_0_needs_its_encoding(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "russian.txt"
     path.write_text("война и мир\n" * 1000, encoding)
@@ -108,7 +108,7 @@ def test_a_training_part_that_is_too_short_is_rejected(characters: int, message:
         language_model.count_steps(RNN_OWN, characters)
 
 
-@pytest.mark.parametrize("count", [9_000, 30_000, 200_000, 5_000_000])
+@pytest.mark.parametrize("count", [9_000, 200_000])
 def test_weights_for_own_texts_are_selected_on_at_least_20_windows(count: int) -> None:
     train, validation, window = texts.hold_out(torch.arange(count), 0.05, 10, True)
     windows = sum((len(part) - 1) // window for part in validation)
