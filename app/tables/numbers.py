@@ -121,7 +121,6 @@ def decimal_sign(columns: Mapping[str, Column], separator: str) -> str:
     1. A cell such as 1.234,5 is a number with only one of the two separators.
     2. If there is no such cell, and all whole numbers of a column are below 1000, then a column with 1,234 separates
        thousands. A point in a file with commas between the cells does so rarely, so this file is ambiguous.
-    3. In a file with commas between the cells, the comma in amounts such as "$7,818" separates thousands.
 
     Raises:
         TableError: the separator is ambiguous, or the cells contradict each other.
@@ -142,9 +141,8 @@ def decimal_sign(columns: Mapping[str, Column], separator: str) -> str:
         sign, other = (",", ".") if "," in cell else (".", ",")
         clear = [number.values.get(".", np.nan) for text, number in numbers.items() if text not in vague]
         whole = pd.Series(np.append(column.values, clear)).abs().max()
-        is_amount = sign == separator == "," and any(re.search("[$£]", number.mark) for number in vague.values())
         below = whole < 1000 and (sign, separator) != (".", ",")
-        if (below or is_amount) and not whole >= 1000 and not any(other in text for text in vague):
+        if below and not any(other in text for text in vague):
             likely.setdefault(other, f"{cell!r} in {name}")
         else:
             unclear = unclear or f"{name}: {cell!r}"

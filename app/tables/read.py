@@ -138,11 +138,6 @@ def _check_options(body: Body, values: list[str], groups: list[str], known: list
             )
     if known and options.by_rows:
         raise TableError(f"known covariates need a table with one row per time step; omit {option('by_rows')}")
-    if "%Z" in (options.format or ""):
-        raise TableError(
-            f"{option('format', str(options.format))}: names of time zones are not supported; use %z for offsets such "
-            "as +0100, or omit the format"
-        )
 
 
 def _usable(body: Body, time: Reading | None) -> Reading | None:

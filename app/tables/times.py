@@ -147,6 +147,8 @@ def times_of_day(clocks: pd.Series) -> pd.Series:
 
 def with_format(cells: pd.Series, pattern: str) -> Reading:
     """Read cells in a strptime format. Raises ValueError if the format is invalid, or has a day but no year."""
+    if "%Z" in pattern:
+        raise ValueError("names of time zones are not supported; use %z for offsets such as +0100, or omit the format")
     if re.search("%[djUW]", pattern) and not re.search("%[yYGcx]", pattern):
         raise ValueError
     texts, zones = cells, pd.Series(dtype="str")
