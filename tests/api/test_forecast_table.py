@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +14,8 @@ import httpx
 import openpyxl
 import pandas as pd
 import pytest
-from support import processes
 from support.networks import TINY, publish_network, publish_tiny
-from support.service import TEST, address, serving
+from support.service import ROOT, TEST, address, serving
 from support.tables import PRODUCTS, shop_table
 
 from app.settings import Settings
@@ -176,17 +177,15 @@ def test_a_message_about_a_long_cell_is_short(service: httpx.Client) -> None:
     assert len(answer.json()["error"]["message"]) < 1000
 
 
-def test_without_pandas_the_service_starts_and_names_the_extra(store: Path) -> None:
-    before = """
-import sys
-for name in list(sys.modules):
-    if name.startswith(("pandas", "app.tables.")):
-        del sys.modules[name]
-sys.modules["pandas"] = None  # makes the import fail
-"""
-    with processes.serving(store, workers=1, before=before) as process, httpx.Client(base_url=process.url) as client:
-        assert client.post(URL, json={"values": [1, 2, 3] * 9}).status_code == 200
-        answer = post(client, shop_table(), **SHOP)
+def test_without_pandas_the_service_starts_and_names_the_extra(
+    service: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("app.tables.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pandas", None)  # makes the import fail
+    code = "import sys; sys.modules['pandas'] = None; import app.main; app.main.create_app()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+    answer = post(service, shop_table(), **SHOP)
     assert answer.status_code == 415
     assert answer.json()["error"] == {
         "message": "this service cannot read tables; install the reader with pip install '.[tables]'",
