@@ -12,7 +12,7 @@ from training import run as running
 from training.configs.classifiers import CnnConfig
 from training.evaluation import generation, language_model
 from training.evaluation.calibration import fit_temperature
-from training.loops.airbench import Lookahead, triangular_schedule
+from training.loops.airbench import Lookahead
 from training.loops.classifier import augment
 from training.loops.fit import BestWeights
 from training.loops.gan import recalibrate_batchnorm
@@ -76,13 +76,6 @@ def test_lookahead_returns_to_the_slow_weights_and_ends_with_them() -> None:
     assert weights[4] == pytest.approx(5 * first)
     assert weights[9] == pytest.approx(weights[4] + 5 * second)
     assert weights[10:] == pytest.approx([weights[9] + 1, weights[9] + 2, weights[9]])
-
-
-def test_the_triangular_schedule_is_linear_up_and_down() -> None:
-    factors = [triangular_schedule(step / 1000, warm_up=0.23, final=0.07) for step in range(1001)]
-    assert (factors[0], factors[115], factors[230]) == pytest.approx((0.2, 0.6, 1.0))
-    assert factors[-1] == pytest.approx(0.07)
-    assert max(factors) == 1
 
 
 def test_the_fitted_temperature_equals_that_of_the_labels() -> None:

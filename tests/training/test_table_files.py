@@ -106,8 +106,6 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("day or month first, monthly", table("d,y", [f"{x:%d/%m/%Y}" for x in MONTHS[:36]]), month)
     add("day or month first, one year", table("d,y", [f"{x:%d/%m/%Y}" for x in MONTHS[:12]]),
         series("2021-01-01", "month", V[:12]))  # fmt: skip
-    add("two-digit years, any order", table("d,y", [f"{i:02}/01/{i:02}" for i in range(1, 13)]), "is ambiguous")
-    add("dots and two-digit years", table("Datum;y", [f"{x:%d.%m.%y}" for x in d40], sep=";"), day)
     add("days without a year", table("d,y", [f"{x:%d-%b}" for x in d40]), "give their format")
     add("21-Jan of one year", table("m,y", [f"{x:%y-%b}" for x in MONTHS[:12]]), series("2021-01-01", "month", V[:12]))
     add("quarters", table("q,y", quarters), series("2020-01-01", "quarter", V[:14]))
@@ -116,8 +114,6 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("years", table("Year,y", range(1980, 2020)), series("1980-01-01", "year", v40))
     add("year and month in two columns", lines("Year,Month,y", *([x.year, x.month, V[i]] for i, x in enumerate(MONTHS[:36]))),
         month)  # fmt: skip
-    add("date and time in two columns", lines("Date;Time;y", *([f"{x:%d.%m.%Y}", f"{x:%H:%M}", v] for x, v in
-                                                               zip(hours, v40, strict=True)), sep=";"), hour)  # fmt: skip
     add(
         "seconds since 1970",
         table("timestamp,y", [int((x - datetime(1970, 1, 1)).total_seconds()) for x in hours]),

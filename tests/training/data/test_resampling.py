@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from support.tables import write_table
@@ -15,57 +13,21 @@ from training.data.datasets import DataError
 from training.data.tables import TableOptions, read_table
 
 
-def days_from(first: str, last: str, except_for: Sequence[str] = (), weekend: bool = True) -> list[datetime]:
-    begin, end = map(datetime.fromisoformat, (first, last))
-    days = [begin + timedelta(days=i) for i in range((end - begin).days + 1)]
-    return [day for day in days if f"{day:%Y-%m-%d}" not in except_for and (weekend or day.weekday() < 5)]
-
-
-@pytest.mark.parametrize(
-    ("days", "step", "months"),
-    [
-        (days_from("2024-01-01", "2024-06-30"), "M", (1, 6)),
-        (days_from("2024-01-01", "2024-06-03", [f"2024-04-{day}" for day in range(10, 28)]), "M", (1, 5)),
-        (days_from("2024-01-01", "2024-06-28", weekend=False), "M", (1, 6)),  # a Friday
-        (days_from("2023-01-01", "2024-06-03")[::31], "M", None),  # one row per month
-        ([datetime(2023 + i // 12, i % 12 + 1, 1) for i in range(20)], "Q", (1, 18)),
-    ],
-)
-def test_incomplete_time_steps_are_not_summed(
-    tmp_path: Path, days: list[datetime], step: str, months: tuple[int, int] | None
-) -> None:
-    path = write_table(tmp_path, ["day,sold", *(f"{day:%Y-%m-%d},10" for day in days)])
-    table = read_table(path, TableOptions(resample=step, aggregate="sum"))
-    first, last = months or (1, 18)
-    in_range = [day for day in days if first <= 12 * (day.year - days[0].year) + day.month <= last]
-    (series,) = table.series
-    assert np.nansum(series.values) == 10 * len(in_range)
-    assert series.start == f"{in_range[0]:%Y-%m}-01"
-    assert sum("is left out: its rows" in remark for remark in table.remarks) == (
-        (in_range[0] != days[0]) + (in_range[-1] != days[-1])
-    )
-    mean = read_table(path, TableOptions(resample=step, aggregate="mean"))
-    assert set(mean.series[0].values) == {10}
+def days_from(first: str, last: str) -> list[datetime]:
+    return pd.date_range(first, last).to_pydatetime().tolist()
 
 
 DAYS = days_from("2024-01-01", "2024-04-30")
+LONG = ["day,shop,sold", *(f"{day:%Y-%m-%d},{shop},{day:%j}.5" for shop in ("a", "b") for day in reversed(DAYS))]
+SHUFFLED = DAYS[1::2] + DAYS[::2]
+WIDE = [",".join([shop, *(f"{day:{form}}" for day in SHUFFLED)])
+        for shop, form in (("shop", "%Y-%m-%d"), ("a", "%j.5"), ("b", "%j.5"))]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("layout", "days"),
-    [("groups", DAYS[::-1]), ("columns of dates", DAYS[1::2] + DAYS[::2])],
-)
-def test_the_last_value_of_a_time_step_is_the_latest_in_any_order_of_rows(
-    tmp_path: Path, layout: str, days: list[datetime]
-) -> None:
-    shops = ("north",) if layout == "one series" else ("north", "south")
-    lines = ["day,shop,sold", *(f"{day:%Y-%m-%d},{shop},{day:%j}.5" for shop in shops for day in days)]
-    if layout == "columns of dates":
-        lines = ["shop," + ",".join(f"{day:%Y-%m-%d}" for day in days)]
-        lines += [f"{shop}," + ",".join(f"{day:%j}.5" for day in days) for shop in shops]
-    options = TableOptions(resample="M", aggregate="last", group=None if layout == "one series" else "shop")
-    table = read_table(write_table(tmp_path, lines), options)
-    assert [series.values.tolist() for series in table.series] == [[31.5, 60.5, 91.5, 121.5]] * len(shops)
+@pytest.mark.parametrize("lines", [LONG, WIDE], ids=["groups", "columns of dates"])
+def test_the_last_value_of_a_time_step_is_the_latest_in_any_order_of_rows(tmp_path: Path, lines: list[str]) -> None:
+    table = read_table(write_table(tmp_path, lines), TableOptions(resample="M", aggregate="last", group="shop"))
+    assert [series.values.tolist() for series in table.series] == [[31.5, 60.5, 91.5, 121.5]] * 2
 
 
 @pytest.mark.parametrize("step", ["-1D", "0h"])
@@ -120,6 +82,9 @@ def test_a_time_step_that_lacks_one_row_is_incomplete(
     table = read_table(path, TableOptions(resample=step, aggregate="sum"))
     remarks = [remark for remark in table.remarks if "is left out: its rows" in remark]
     assert [remark.split(" step, ")[1][:10] for remark in remarks] == ([left_out] if left_out else [])
+    mean = read_table(path, TableOptions(resample=step, aggregate="mean"))
+    assert set(mean.series[0].values) == {10}
+    assert len(mean.series[0].values) == len(table.series[0].values) + len(remarks)
 
 
 def test_sums_are_0_only_between_the_first_and_the_last_value_of_a_series(tmp_path: Path) -> None:

@@ -27,19 +27,6 @@ def with_values(stamps: Sequence[str]) -> list[str]:
     return [f"{stamp},{value}" for stamp, value in zip(stamps, VALUES, strict=False)]
 
 
-def iso(day: date) -> str:
-    return "{}-W{:02}-{}".format(*day.isocalendar())
-
-
-def test_days_of_iso_weeks_need_a_format(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no time stamps that can be read, .* give their format"):
-        read(tmp_path, "date,y", with_values([iso(day) for day in DAYS]))
-    stamps = [f"{iso(day)}T{hour:02}:00" for day in DAYS[:3] for hour in range(24)]
-    table = read(tmp_path, "date,y", with_values(stamps), format="%G-W%V-%uT%H:%M")
-    assert (table.frequency, table.series[0].start[:10]) == ("hour", "2023-01-02")
-    assert table.series[0].values.tolist() == VALUES[:72]
-
-
 CLOCK = [datetime(2024, 1, 1, 22) + timedelta(minutes=10 * i) for i in range(300)]
 PARTS = [f"{x.year},{x.month},{x.day},{x.hour},{x.minute},{value}" for x, value in zip(CLOCK, VALUES, strict=False)]
 
@@ -53,7 +40,7 @@ def test_time_stamps_in_several_columns_need_a_format(tmp_path: Path) -> None:
     assert [series.values.tolist() for series in table.series] == [VALUES[:300]]
 
 
-@pytest.mark.parametrize("pattern", ["%Y week %W day %w", "%Y, %j"])
+@pytest.mark.parametrize("pattern", ["%G-W%V-%u", "%Y, %j"])
 def test_a_format_may_have_a_week_and_a_weekday_or_a_day_of_the_year(tmp_path: Path, pattern: str) -> None:
     rows = [f'"{day.strftime(pattern)}",{value}' for day, value in zip(DAYS, VALUES, strict=False)]
     table = read(tmp_path, "date,y", rows, format=pattern)
