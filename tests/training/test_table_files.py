@@ -223,6 +223,8 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("two columns that can name the series", lines('d,"shop, city",region,y', *swapped),
         "use --group 'shop, city' or --group region")  # fmt: skip
     add("two group columns of numbers", lines('date,"store, city",item,sales', *stores), by_store)
+    add("two group columns", lines("date,store,item,sales", *((d, f"s{s}", f"t{t}", v) for d, s, t, v in stores)),
+        {f"s{s} t{t}": by_store[f"{s} {t}"] for s in (1, 2) for t in (1, 2, 3)})  # fmt: skip
     add("code and name of each group", lines("d,code,country,y", *([d, g.upper(), g, v] for d, g, v in grouped)),
         {name.upper(): own for name, own in two.items()})  # fmt: skip
     add("transactions, summed", lines("date,product,amount", *([d40[i // 3], "pq"[i % 2], V[i]] for i in range(120))),
@@ -255,6 +257,9 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add(
         "month ends", table("d,y", [x - timedelta(days=1) for x in MONTHS[1:37]]), series("2021-01-31", "month", V[:36])
     )
+    for code, start in (("BMS", "2021-01-01"), ("BME", "2021-01-29")):
+        working = pd.date_range("2021-01-01", periods=36, freq=code).date
+        add(f"working days of months, {code}", table("d,y", working), series(start, "month", V[:36]))
     # files as their authors published them
     add("World Bank", lines('"Data Source","World Development Indicators",', "", '"Last Updated Date","2024-03-28",', "",
         '"Country Name","Country Code","Indicator Name",' + ",".join(f'"{y}"' for y in range(1960, 2000)) + ",",

@@ -64,15 +64,14 @@ def test_the_longest_part_of_a_series_with_a_long_gap_is_used(tmp_path: Path) ->
     )
 
 
-@pytest.mark.parametrize("aggregate", [None, "sum"])
-def test_series_whose_names_would_be_equal_are_rejected(tmp_path: Path, aggregate: str | None) -> None:
+def test_series_whose_names_would_be_equal_are_rejected(tmp_path: Path) -> None:
     shops = [("New York", "City"), ("New", "York City")]
     rows = [f"{state},{town},{day:%Y-%m-%d},{i}" for i, day in enumerate(DAYS) for state, town in shops]
     path = write_table(tmp_path, ["state,town,day,sold", *rows])
     with pytest.raises(
         DataError, match=r"two series have the name 'New York City', because their cells in the columns state, town"
     ):
-        read_table(path, TableOptions(group="state,town", aggregate=aggregate))
+        read_table(path, TableOptions(group="state,town", aggregate="sum"))
 
 
 def test_two_markets_may_close_at_different_times(tmp_path: Path) -> None:
@@ -158,8 +157,10 @@ def test_one_unambiguous_number_decides_the_decimal_sign_of_all_columns(
             read_table(path)
 
 
-@pytest.mark.parametrize("delimiter", [";", ","])
-@pytest.mark.parametrize(("cell", "values"), [("1,234", {".": 1234, ",": 1.234}), ("1.234", {".": 1.234, ",": 1234})])
+@pytest.mark.parametrize(
+    ("cell", "delimiter", "values"),
+    [("1,234", ",", {".": 1234, ",": 1.234}), ("1.234", ";", {".": 1.234, ",": 1234})],
+)
 def test_an_ambiguous_decimal_sign_is_rejected(
     tmp_path: Path, cell: str, values: dict[str, float], delimiter: str
 ) -> None:
