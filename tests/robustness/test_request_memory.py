@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 from support.fake_network import fake_networks, publish_fake
+from support.images import image_bytes, save_image
+from support.processes import ServiceProcess, memory_mib, reset_memory_peak, serving
+from support.responses import CLASSIFY, assert_rejected, assert_still_serves
 from support.service import Serve
 from support.waiting import wait_until
 
@@ -158,3 +165,47 @@ def test_a_failed_request_is_freed_without_garbage_collection(
                 wait_until(lambda: requests() == 0)
             finally:
                 gc.enable()
+
+
+def flood(service: ServiceProcess, head: bytes, chunk: bytes) -> bytes:
+    """Send a head and 64 chunks; return the answer, or nothing if it was lost when the service disconnected."""
+    received = b""
+    with service.connect() as connection, contextlib.suppress(ConnectionError):
+        try:
+            connection.sendall(head + chunk)
+            for _ in range(63):
+                connection.sendall(chunk)
+        finally:
+            received = connection.recv(65536)
+    return received
+
+
+def test_large_bodies_and_images_take_limited_memory_and_without_memory_give_503(tiny_store: Path) -> None:
+    mebibyte, small = b" " * 2**20, image_bytes("JPEG", size=(300, 300))
+    large, tall = (save_image(Image.new("RGBA", size), compress_level=1) for size in ((4470, 4470), (300, 65_535)))
+    with (
+        serving(tiny_store, workers=1, max_pixels=20_000_000, max_body_bytes=2**20) as service,
+        httpx.Client(base_url=service.url, timeout=60) as client,
+    ):
+        assert_still_serves(client)
+        assert client.post(CLASSIFY, content=small).status_code == 200
+        process = service.process.pid
+        limit = int((memory_mib(process, "VmSize") + 10) * 2**20)
+        resource.prlimit(process, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        answer = client.post(CLASSIFY, content=large)
+        assert_rejected(answer, 503, "body", "there is not enough memory for body now")
+        assert answer.json()["error"]["code"] == "out_of_memory"
+        resource.prlimit(process, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        for content in (large, tall):
+            before = reset_memory_peak(process)
+            assert client.post(CLASSIFY, content=content).status_code == 200
+            assert memory_mib(process, "VmHWM") < before + 4 * 20 + 20  # 4 bytes for each allowed pixel
+        for path in (CLASSIFY, "/v1/completions"):
+            head = b"POST %s HTTP/1.1\r\nHost: x\r\n" % path.encode()
+            before = reset_memory_peak(process)
+            for answer in (
+                flood(service, head + b"Content-Length: 67108864\r\n\r\n", mebibyte),
+                flood(service, head + b"Transfer-Encoding: chunked\r\n\r\n", b"100000\r\n" + mebibyte + b"\r\n"),
+            ):
+                assert not answer or answer.startswith(b"HTTP/1.1 413"), answer[:200]
+            assert memory_mib(process, "VmHWM") < before + 30

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
@@ -19,18 +17,6 @@ def image_bytes(kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (3
     file = io.BytesIO()
     Image.fromarray(noise.squeeze(-1) if channels == 1 else noise, mode=None).convert(mode).save(file, kind, **options)
     return file.getvalue()
-
-
-def png_with_size(width: int, height: int) -> bytes:
-    """Return a PNG whose header states ``width`` x ``height`` pixels, but which has less image data."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    )
 
 
 def save_image(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
