@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
 import os
-import struct
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -16,11 +16,12 @@ from safetensors.torch import load, save
 from support.disk import failing
 from support.networks import publish_tiny
 
-from app.store import Card, RolloutRefused, Store, StoreError, VersionNotFound, archive
+from app.store import Card, RolloutRefused, Store, StoreError, archive
 from app.store.version import Version
 
 NAME = "tiny-gan"
 PNG = b"\x89PNG\r\n\x1a\n..."
+DIRECTORY = b"PK\x01\x02"  # the beginning of an entry in the directory of an archive
 
 
 @pytest.fixture
@@ -38,13 +39,13 @@ def other(tmp_path: Path) -> Path:
     return tmp_path / "other"
 
 
-def import_bytes(folder: Path, content: bytes, max_bytes: int = 10**6, renumber: bool = False) -> Card:
+def import_bytes(folder: Path, content: bytes, max_bytes: int = 10**7, renumber: bool = False) -> Card:
     with tempfile.TemporaryFile() as file:  # a real file gives other errors than BytesIO
         file.write(content)
         return archive.import_archive(Store(folder), file, max_bytes, renumber)
 
 
-def test_an_exported_version_can_be_imported_into_another_store(
+def test_an_exported_version_keeps_its_number_or_gets_the_next_one(
     archive_bytes: bytes, other: Path, tmp_path: Path
 ) -> None:
     assert import_bytes(other, archive_bytes).version == 1
@@ -52,22 +53,14 @@ def test_an_exported_version_can_be_imported_into_another_store(
         assert (other / NAME / "1" / file).read_bytes() == (tmp_path / "first" / NAME / "1" / file).read_bytes()
     assert Store(other).defaults() == {"sample": NAME}
     assert sorted(path.name for path in other.iterdir()) == [".lock", "defaults.json", NAME]
-
-
-def test_an_existing_version_number_is_rejected_or_renumbered(archive_bytes: bytes, other: Path) -> None:
-    import_bytes(other, archive_bytes)
     sentence = "^tiny-gan@1 is already in the store; with `renumber`, the import gives the version the next number$"
     with pytest.raises(RolloutRefused, match=sentence):
         import_bytes(other, archive_bytes)
-    assert import_bytes(other, archive_bytes, renumber=True).version == 2
-    first, second = ((other / NAME / number / "card.json").read_bytes() for number in "12")
-    assert second == first.replace(b'"version": 1,', b'"version": 2,')
-
-
-def test_fields_of_a_newer_service_are_kept(archive_bytes: bytes, other: Path) -> None:
     newer = repacked(archive_bytes, lambda e: e.update({"card.json": b'{"colour": "red",' + e["card.json"][1:]}))
-    assert import_bytes(other, newer, renumber=True).version == 1
-    assert b'"colour": "red"' in (other / NAME / "1" / "card.json").read_bytes()
+    assert import_bytes(other, newer, renumber=True).version == 2
+    second = json.loads((other / NAME / "2" / "card.json").read_bytes())
+    first = json.loads((other / NAME / "1" / "card.json").read_bytes())
+    assert second == {**first, "version": 2, "colour": "red"}  # a field of a newer service is kept
 
 
 def test_a_version_is_checked_before_it_is_placed(archive_bytes: bytes, other: Path) -> None:
@@ -91,11 +84,8 @@ def test_an_archive_holds_the_files_of_a_version_without_compression(tmp_path: P
         assert exported.getinfo("a.png").date_time == (1980, 1, 1, 0, 0, 0)
 
 
-def test_a_version_that_cannot_be_read_is_not_exported(three: Path) -> None:
-    with pytest.raises(VersionNotFound, match=r"^there is no tiny-gan@9 in the store; versions in the store: 1, 2, 3$"):
-        archive.export_version(Store(three), NAME, 9)
-    (three / NAME / "1" / "curves.png").write_bytes(PNG)
-    store = Store(three, disk=failing(("open", three / NAME / "1" / "curves.png")))
+def test_a_version_that_cannot_be_read_is_not_exported(archive_bytes: bytes, tmp_path: Path) -> None:
+    store = Store(tmp_path / "first", disk=failing(("open", tmp_path / "first" / NAME / "1" / "curves.png")))
     with pytest.raises(StoreError, match=r"^tiny-gan/1/curves\.png cannot be read: Input/output error$"):
         archive.export_version(store, NAME, 1)
 
@@ -112,10 +102,10 @@ def repacked(content: bytes, change: Callable[[dict[str, bytes]], object]) -> by
     return file.getvalue()
 
 
-def with_entry(content: bytes, entry: zipfile.ZipInfo, data: bytes) -> bytes:
+def with_entry(content: bytes, name: str) -> bytes:
     file = io.BytesIO(content)
     with zipfile.ZipFile(file, "a") as target:
-        target.writestr(entry, data)
+        target.writestr(name, PNG)
     return file.getvalue()
 
 
@@ -131,81 +121,35 @@ def with_nan(entries: dict[str, bytes]) -> None:
     entries["model.safetensors"] = save(tensors)
 
 
-def with_damaged_data(content: bytes) -> bytes:
-    position = content.index(b"layers.0.bias")
-    return content[:position] + b"X" + content[position + 1 :]
-
-
 def with_huge_sizes(entries: dict[str, bytes]) -> None:
     """Write sizes of a network to the card that would need terabytes of memory."""
     entries["card.json"] = entries["card.json"].replace(b'"latent": 4', b'"latent": 400000000000')
 
 
-def patched(content: bytes, *changes: tuple[int, bytes]) -> bytes:
-    """Overwrite bytes at some positions. Negative positions count from the end."""
-    data = bytearray(content)
-    for position, replacement in changes:
-        position %= len(data)
-        data[position : position + len(replacement)] = replacement
-    return bytes(data)
-
-
 def with_method(content: bytes, method: int) -> bytes:
     """Return an archive that states this compression method for the card."""
-    packing = struct.pack("<H", method)
-    return patched(content, (8, packing), (content.index(b"PK\x01\x02") + 10, packing))
-
-
-def with_far_offset(content: bytes) -> bytes:
-    """Return an archive that states the offset 2^63 for the card."""
-    entry, end = content.index(b"PK\x01\x02"), len(content) - 22
-    extra = struct.pack("<HHQ", 1, 8, 2**63)
-    (size,) = struct.unpack_from("<I", content, end + 12)
-    stated = patched(content, (entry + 30, struct.pack("<H", len(extra))), (entry + 42, b"\xff" * 4),
-                   (end + 12, struct.pack("<I", size + len(extra))))  # fmt: skip
-    return stated[: entry + 46 + len("card.json")] + extra + stated[entry + 46 + len("card.json") :]
-
-
-def with_offset_of_directory(content: bytes) -> bytes:
-    """Return an archive in which the card begins where the central directory begins."""
-    start = content.index(b"PK\x01\x02")
-    return patched(content, (start + 42, struct.pack("<I", start)))
+    data, directory = bytearray(content), content.index(DIRECTORY)
+    data[8] = data[directory + 10] = method
+    return bytes(data)
 
 
 def twice(content: bytes) -> bytes:
     with pytest.warns(UserWarning, match="Duplicate name"):
-        return with_entry(content, zipfile.ZipInfo("curves.png"), PNG)
+        return with_entry(content, "curves.png")
 
 
 INVALID: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("not a zip", lambda content: b"PK" + content[:50], "^the file is not a ZIP archive: File is not a zip file$"),
-    ("two bytes", lambda content: b"PK", "^the file is not a ZIP archive: File is not a zip file$"),
-    ("cut", lambda content: content[:-30], "the file is not a ZIP archive"),
-    ("parent folder", lambda c: with_entry(c, zipfile.ZipInfo("../x.png"), PNG), r"entry '\.\./x\.png': only card\.json"),
-    ("absolute", lambda c: with_entry(c, zipfile.ZipInfo("/etc/x.png"), PNG), "entry '/etc/x.png': only card"),
-    ("folder", lambda c: with_entry(c, zipfile.ZipInfo("a/"), b""), "entry 'a/': only card"),
-    ("long name", lambda c: with_entry(c, zipfile.ZipInfo("x" * 90), b""), f"^entry '{'x' * 79}…: only card"),
+    ("parent folder", lambda content: with_entry(content, "../x.png"),
+     r"^entry '\.\./x\.png': only card\.json, model\.safetensors and pictures such as curves\.png are allowed, each once"),
     ("twice", twice, "^entry 'curves.png': only .* are allowed, each once, stored or deflated$"),
-    ("encrypted", lambda c: patched(c, (6, b"\1"), (c.index(b"PK\x01\x02") + 8, b"\1")), r"^entry 'card\.json' cannot be unpacked: .* is encrypted"),
-    ("pickle", lambda c: with_entry(c, zipfile.ZipInfo("model.pt"), b"x"),
-     r"^entry 'model\.pt': only card\.json, model\.safetensors and pictures such as curves\.png are allowed, each once"),
-    ("no card", lambda c: repacked(c, lambda entries: entries.pop("card.json")), "^entry 'card.json' is missing$"),
     ("no weights", lambda c: repacked(c, lambda entries: entries.pop("model.safetensors")), "^entry 'model.safetensors' is missing$"),
-    ("too large", lambda c: repacked(c, lambda e: e.update({"curves.png": PNG + bytes(10**6)})), "the maximum is 1,000"),
     ("wrong size", with_wrong_size, "'curves.png' cannot be unpacked: Bad CRC"),
-    ("card", lambda c: repacked(c, lambda e: e.update({"card.json": b"{}"})), r"^the archive's card\.json: name: Field required"),
     ("name", lambda c: repacked(c, lambda e: e.update({"card.json": e["card.json"].replace(b"tiny-gan", b"../gan")})),
-     r"card\.json: name: .* found '\.\./gan'"),
+     r"^the archive's card\.json: name: .* found '\.\./gan'"),
     ("other weights", lambda c: repacked(c, with_nan), "sha256 is .*, expected .* as on the card"),
-    ("damaged", with_damaged_data, "cannot be unpacked: Bad CRC"),
-    ("a name that is not UTF-8", lambda c: patched(c, (6, b"\0\x08"), (30, b"\xff")), "cannot be unpacked: |not a ZIP archive: "),
     ("lzma", lambda c: with_method(c, 14), "^entry 'card.json': only .* stored or deflated$"),
-    ("negative offset", lambda c: patched(c, (-5, b"\xff")), "^the file is not a ZIP archive|'card.json' cannot be unpacked"),
-    ("offset of the directory", with_offset_of_directory, "'card.json' cannot be unpacked: "),
-    ("offset beyond the end", with_far_offset, "'card.json' cannot be unpacked: "),
     ("sizes", lambda c: repacked(c, with_huge_sizes), r"'layers\.0\.weight' has shape \(8, 4\), expected \(8, 400000000000\)"),
-    ("long card", lambda c: repacked(c, lambda e: e.update({"card.json": b" " * (2**22 + 1)})),
-     r"^the archive's card\.json is too large; the maximum is 4,194,304 bytes$"),
 ]  # fmt: skip
 
 
@@ -214,8 +158,21 @@ def test_an_invalid_archive_is_rejected_and_leaves_nothing(
     archive_bytes: bytes, other: Path, change: Callable[[bytes], bytes], sentence: str
 ) -> None:
     with pytest.raises(StoreError, match=sentence):
-        import_bytes(other, change(archive_bytes), max_bytes=10**6 if "1,000" in sentence else 10**7)
+        import_bytes(other, change(archive_bytes))
     assert list(other.iterdir()) == []
+
+
+def test_an_archive_with_a_wrong_byte_raises_no_other_error(archive_bytes: bytes, other: Path) -> None:
+    def check(_: Version) -> None:
+        raise StoreError("a valid version")
+
+    deflated = repacked(archive_bytes, dict.copy)
+    for position in (*range(40), *range(deflated.index(DIRECTORY), len(deflated))):
+        for change in (1, 255):
+            changed = bytearray(deflated)
+            changed[position] ^= change
+            with pytest.raises(StoreError):
+                archive.import_archive(Store(other, check), io.BytesIO(changed), 2**20)
 
 
 def test_the_size_of_an_archive_is_limited(archive_bytes: bytes, other: Path) -> None:

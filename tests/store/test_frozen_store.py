@@ -48,12 +48,9 @@ def test_the_rollouts_of_the_frozen_store_keep_their_meaning() -> None:
     assert store.defaults() == {"forecast": "newest", "continue": "text"}
 
 
-@pytest.mark.parametrize(
-    ("name", "active"), [("canary", 1), ("latest", 1), ("newest", 1), ("pinned", 1), ("unloaded", 2)]
-)
-def test_models_of_the_frozen_store_can_be_rolled_back(frozen: Path, name: str, active: int) -> None:
-    assert Store(frozen).rollback(name).active == active
-    assert Store(frozen).roles(name).active == active
+def test_models_of_the_frozen_store_can_be_rolled_back(frozen: Path) -> None:
+    active = {"canary": 1, "latest": 1, "newest": 1, "pinned": 1, "unloaded": 2}
+    assert {name: Store(frozen).rollback(name).active for name in active} == active
 
 
 def test_the_frozen_store_is_served(frozen: Path, serve: Serve) -> None:

@@ -125,17 +125,6 @@ def test_an_activated_canary_can_be_rolled_back(three: Path) -> None:
     assert Store(three).rollback(NAME).active == 3
 
 
-def test_a_retired_version_is_not_served_and_keeps_its_files(three: Path) -> None:
-    Store(three).retire(NAME, 2)
-    assert Store(three).verify(NAME, 2).card.version == 2
-    with pytest.raises(RolloutRefused, match=r"^tiny-gan@2 is retired; `retire` with `undo` restores it$"):
-        Store(three).activate(NAME, 2)
-    assert Store(three).activate(NAME, 1, share=10).retired == [2]
-    assert Store(three).activate(NAME, 1).retired == [2]
-    assert Store(three).retire(NAME, 2, undo=True).retired == []
-    assert Store(three).activate(NAME, 2).active == 2
-
-
 def test_an_unloaded_model_is_loaded_by_load_and_activate_but_not_by_rollback(three: Path) -> None:
     publish_tiny(three, "tiny-cgan")
     Store(three).make_default("tiny-cgan")
@@ -150,23 +139,13 @@ def test_an_unloaded_model_is_loaded_by_load_and_activate_but_not_by_rollback(th
 
 
 REJECTED: list[tuple[Callable[[Store], object], type[StoreError], str]] = [
-    (lambda store: store.activate(NAME, 9), VersionNotFound, r"^there is no tiny-gan@9 in the store; versions in the store: 1, 2, 3$"),
-    (lambda store: store.activate("other", 1), VersionNotFound, "^there is no model 'other' in the store; models in the store: tiny-gan$"),
     (lambda store: store.rollback("../up"), VersionNotFound, r"^'\.\./up' is not a model name; a name has 1 to 64 lower-case letters, digits and hyphens"),
-    (lambda store: store.load("x" * 90), VersionNotFound, f"^'{'x' * 79}… is not a model name"),
-    (lambda store: store.make_default("stats"), VersionNotFound, "^'stats' is not a model name"),
-    (lambda store: store.activate(NAME, 1, share=0), RolloutRefused, "^the share is 0; it should be more than 0 and at most 100 per cent$"),
     (lambda store: store.activate(NAME, 1, share=101), RolloutRefused, "^the share is 101; it should be"),
-    (lambda store: store.activate(NAME, 1, share=float("nan")), RolloutRefused, "the share is nan"),
     (lambda store: store.activate(NAME, 3, share=5), RolloutRefused, "^tiny-gan@3 is already active; a canary must be another version$"),
     (lambda store: store.activate(NAME, "latest", share=5), RolloutRefused, "^the newest version cannot be a canary; use a version number$"),
-    (lambda store: store.retire(NAME, 9), VersionNotFound, "^there is no tiny-gan@9 in the store; versions in the store: 1, 2, 3$"),
-    (lambda store: store.retire(NAME, 3), RolloutRefused, "^tiny-gan@3 is the active version; activate another one first$"),
-    (lambda store: store.retire(NAME, 3, undo=True), RolloutRefused, "^tiny-gan@3 is not retired$"),
     (lambda store: (make_invalid(store.path(NAME, 1)), store.activate(NAME, 1)), StoreError, "8 non-finite values"),
     (lambda store: (make_invalid(store.path(NAME, 1)), make_invalid(store.path(NAME, 2)), store.rollback(NAME)), RolloutRefused,
      "^tiny-gan has no previous version; tiny-gan@2 is invalid; activate one by its number$"),
-    (lambda store: store.unload(NAME), RolloutRefused, "^tiny-gan is the default for the task 'sample'; make another model the default first$"),
 ]  # fmt: skip
 
 
@@ -204,21 +183,11 @@ def test_a_new_version_does_not_get_the_number_of_a_removed_version(three: Path)
 
 
 def test_the_file_has_the_command_and_the_time_of_the_last_change(three: Path) -> None:
-    commands: list[tuple[Callable[[], Rollout], str]] = [
-        (lambda: Store(three).activate(NAME, 2, share=12.5), "activate 2 --share 12.5"),
-        (lambda: Store(three).rollback(NAME), "rollback"),
-        (lambda: Store(three).retire(NAME, 1), "retire 1"),
-        (lambda: Store(three).retire(NAME, 1, undo=True), "retire 1 --undo"),
-        (lambda: Store(three).activate(NAME, 2), "activate 2"),
-        (lambda: Store(three).activate(NAME, "latest"), "activate latest"),
-    ]
-    for change, command in commands:
-        start = datetime.now(UTC).replace(microsecond=0)
-        changed = change()
-        assert changed.by == command
-        assert start <= datetime.fromisoformat(changed.changed) <= datetime.now(UTC)
-        assert Store(three).rollout(NAME) == changed
-    assert (three / NAME / FILE).read_text().startswith('{\n  "active": null,\n')
+    start = datetime.now(UTC).replace(microsecond=0)
+    changed = Store(three).activate(NAME, 2, share=12.5)
+    assert changed.by == "activate 2 --share 12.5"
+    assert start <= datetime.fromisoformat(changed.changed) <= datetime.now(UTC)
+    assert (three / NAME / FILE).read_text() == json.dumps(changed.model_dump(), indent=2) + "\n"
 
 
 @pytest.mark.parametrize(
@@ -227,7 +196,6 @@ def test_the_file_has_the_command_and_the_time_of_the_last_change(three: Path) -
         ('{"active": "two"}', r"active: Input should be a valid integer, found 'two'$"),
         ('{"canary": {"version": 1, "share": "' + "x" * 100 + '"}}', rf"canary\.share: .*, found '{'x' * 80}'$"),
         ("{", "the file: Invalid JSON"),
-        ("[]", "the file: "),
     ],
 )
 def test_an_invalid_rollout_file_is_reported_with_its_key(three: Path, content: str, sentence: str) -> None:
@@ -264,14 +232,6 @@ def test_all_served_versions_of_a_model_have_the_same_task(three: Path, tmp_path
         Store(three).retire(NAME, 4, undo=True)
     assert Store(three).activate(NAME, 1).active == 1
     assert publish_tiny(three, NAME).card.version == 5
-
-
-def test_a_version_that_the_service_cannot_load_is_not_activated(three: Path) -> None:
-    rewrite_card(three / NAME / "2", labels=["a"])
-    for share in (100, 10):
-        with pytest.raises(StoreError, match=r"^tiny-gan@2: there are 1 labels, expected 0$"):
-            checked(three).activate(NAME, 2, share)
-    assert checked(three).rollback(NAME).active == 1
 
 
 def test_a_missing_active_version_is_reported_and_replaced(three: Path) -> None:
