@@ -52,6 +52,7 @@ def test_the_command_line_reports_each_change(three: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [
+        ("list gone", 1, "error: there is no model 'gone' in the store; models in the store: tiny-gan\n"),
         ("activate tiny-gan two", 2, "'two' is not a version; it should be a number such as 3\n"),
         ("activate tiny-gan 2 --share x%", 2, "'x%' is not a share; it should be like 20 or 20%\n"),
         ("export tiny-gan@x x.zip", 1, "error: 'tiny-gan@x' should be a name and a version, such as sales@3\n"),

@@ -29,20 +29,13 @@ def classifier(tmp_path: Path) -> ImageClassifier:
     return ImageClassifier(publish_tiny(tmp_path, "tiny-cnn"), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("thresholds", [[], [0.5], [0.5] * 11])
-def test_a_card_has_a_threshold_for_each_label_or_none(tmp_path: Path, thresholds: list[float]) -> None:
+def test_a_card_has_a_threshold_for_each_label_or_none(tmp_path: Path) -> None:
     version = publish_tiny(tmp_path, "tiny-cnn")
     rewrite_card(version.folder, thresholds=[0.5] * 10)
     check_loading(Store(tmp_path).read("tiny-cnn", 1))
-    rewrite_card(version.folder, thresholds=thresholds)
-    with pytest.raises(store.StoreError, match=rf"^tiny-cnn@1: there are {len(thresholds)} thresholds, expected 10$"):
+    rewrite_card(version.folder, thresholds=[])
+    with pytest.raises(store.StoreError, match=r"^tiny-cnn@1: there are 0 thresholds, expected 10$"):
         check_loading(Store(tmp_path).read("tiny-cnn", 1))
-
-
-def test_an_image_of_the_right_size_is_decoded_exactly(classifier: ImageClassifier) -> None:
-    content = image_bytes()
-    pixels = np.asarray(Image.open(io.BytesIO(content))).transpose(2, 0, 1)
-    assert np.array_equal(classifier.parse(content).numpy(), pixels)
 
 
 def test_the_orientation_of_a_photo_is_applied(classifier: ImageClassifier) -> None:
@@ -62,52 +55,20 @@ def test_transparent_pixels_become_white(classifier: ImageClassifier) -> None:
     assert (classifier.parse(save_image(palette, transparency=0)) == 255).all()
 
 
-def test_a_lab_image_is_read_in_colour_and_in_grey() -> None:
-    grey = Image.merge("LAB", [Image.new("L", (32, 32), level) for level in (136, 128, 128)])
-    assert grey.convert("RGB").getpixel((0, 0)) == (127, 127, 127)
-    for channels in (1, 3):
-        assert (ImageDecoder(channels, 32).parse(save_image(grey, "TIFF")) == 127).all()
+@pytest.mark.parametrize(
+    ("kind", "sizes", "weights"),
+    [
+        ("lenet", {}, 62_006),
+        ("character-rnn", {"vocabulary": 66}, 49_986),
+        ("series-lstm", {}, 17_217),
+        ("gan-generator", {}, 579_728),
+    ],
+)
+def test_the_workshops_networks_have_their_exact_sizes(kind: str, sizes: dict[str, int], weights: int) -> None:
+    assert sum(weight.numel() for weight in build(kind, sizes).parameters()) == weights
 
 
-def test_the_edges_of_a_large_image_are_used(classifier: ImageClassifier) -> None:
-    photo = Image.new("RGB", (640, 320), "black")
-    photo.paste("white", (0, 0, 40, 320))
-    photo.paste("white", (600, 0, 640, 320))
-    pixels = classifier.parse(save_image(photo))
-    assert (pixels[:, :, 0] > 200).all()
-    assert (pixels[:, :, 31] > 200).all()
-    assert (pixels[:, :, 8:24] < 20).all()
-
-
-def test_resizing_is_antialiased(classifier: ImageClassifier) -> None:
-    board = np.indices((320, 320)).sum(axis=0) % 2 * 255
-    pixels = classifier.parse(save_image(Image.fromarray(board.astype(np.uint8)))).float()
-    assert (pixels - 127.5).abs().max() < 10
-
-
-def test_a_batch_gives_the_same_results_as_single_images(classifier: ImageClassifier) -> None:
-    images = [torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8) for _ in range(9)]
-    together = classifier.predict(images)
-    for image, row in zip(images, together, strict=True):
-        assert classifier.predict([image])[0] == pytest.approx(row, abs=1e-6)
-        assert sum(row) == pytest.approx(1)
-
-
-def test_the_workshops_network_has_its_exact_sizes() -> None:
-    shapes = {key: tuple(tensor.shape) for key, tensor in build("lenet", {}).state_dict().items() if "weight" in key}
-    assert shapes == {
-        "conv1.weight": (6, 3, 5, 5), "conv2.weight": (16, 6, 5, 5),
-        "fc1.weight": (120, 400), "fc2.weight": (84, 120), "fc3.weight": (10, 84),
-    }  # fmt: skip
-    rnn = {key: tuple(t.shape) for key, t in build("character-rnn", {"vocabulary": 66}).state_dict().items()}
-    assert (rnn["embedding.weight"], rnn["rnn.weight_hh_l0"], rnn["head.weight"]) == ((66, 128), (128, 128), (66, 128))
-    lstm = {key: tuple(t.shape) for key, t in build("series-lstm", {}).state_dict().items()}
-    assert (lstm["lstm.weight_ih_l0"], lstm["lstm.weight_hh_l0"], lstm["head.weight"]) == ((256, 1), (256, 64), (1, 64))
-    gan = [tuple(t.shape) for key, t in build("gan-generator", {}).state_dict().items() if "weight" in key]
-    assert gan == [(128, 100), (256, 128), (512, 256), (784, 512)]
-
-
-@pytest.mark.parametrize("count", [1, 4, 5, 64])
+@pytest.mark.parametrize("count", [1, 5])
 def test_the_fast_operations_without_gradients_equal_the_simple_ones(count: int) -> None:
     torch.manual_seed(0)
     pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
@@ -133,17 +94,6 @@ def test_a_heat_map_is_grad_cam_of_the_likeliest_class(tmp_path: Path) -> None:
         )[0]
         expected = sum(gradients[k].mean() * maps[0, k] for k in range(len(gradients))).clamp(min=0)
         assert heat == pytest.approx((expected / max(float(expected.max()), 1e-12)).numpy(), abs=1e-5)
-
-
-def test_a_palette_with_transparency_is_read_before_the_image_is_resized(classifier: ImageClassifier) -> None:
-    colours = np.zeros((64, 64, 4), np.uint8)
-    colours[:, :32], colours[:, 32:] = (255, 0, 0, 255), (0, 0, 255, 255)
-    palette = Image.fromarray(colours[..., :3]).quantize(4)
-    with_alpha = palette.convert("PA")
-    assert with_alpha.mode == "PA"
-    pixels = classifier.parse(save_image(with_alpha, "TIFF"))
-    assert torch.equal(pixels, classifier.parse(save_image(palette.convert("RGB"))))
-    assert pixels[0, 0, 0] > 200
 
 
 def test_with_tta_explain_returns_the_same_probabilities(whitened: WhitenedNet, tmp_path: Path) -> None:
@@ -172,25 +122,32 @@ def test_a_heat_map_covers_the_image_at_its_own_size() -> None:
     assert difference[30:, 30:].max() == 0
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "P"])
-def test_the_heat_map_of_a_large_image_is_that_of_its_parts(mode: str) -> None:
+def test_the_heat_map_of_a_large_image_is_that_of_its_parts() -> None:
     """Large images are processed in bands. With a constant heat map, each part has the same picture alone."""
     heat = np.full((4, 4), 0.5, np.float32)
-    large = Image.open(io.BytesIO(image_bytes("PNG", mode, (1100, 2100))))
+    large = Image.open(io.BytesIO(image_bytes("PNG", "P", (1100, 1100))))
     overlay = Image.open(io.BytesIO(overlay_heat_map(large, heat)))
-    for top in (0, 900, 2000):
-        part = large.crop((0, top, 1100, top + 100))
-        expected = Image.open(io.BytesIO(overlay_heat_map(part, heat)))
-        assert np.array_equal(np.asarray(overlay.crop((0, top, 1100, top + 100))), np.asarray(expected))
+    part = large.crop((0, 900, 1100, 1000))
+    expected = Image.open(io.BytesIO(overlay_heat_map(part, heat)))
+    assert np.array_equal(np.asarray(overlay.crop((0, 900, 1100, 1000))), np.asarray(expected))
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "1", "CMYK"])
-@pytest.mark.parametrize(("side", "resize"), [(32, 0), (40, 50)])
-def test_a_large_image_is_resized_as_in_one_piece(mode: str, side: int, resize: int) -> None:
-    content = image_bytes("TIFF" if mode == "CMYK" else "PNG", mode, (900, 1300))
+@pytest.mark.parametrize(
+    ("mode", "width", "height", "side", "resize"),
+    [
+        ("RGB", 90, 130, 32, 0),
+        ("RGB", 900, 1300, 40, 50),
+        ("RGBA", 900, 1300, 32, 0),
+        ("LA", 900, 1300, 32, 0),
+        ("P", 900, 1300, 40, 50),
+        ("1", 900, 1300, 40, 50),
+    ],
+)
+def test_a_large_image_is_resized_as_in_one_piece(mode: str, width: int, height: int, side: int, resize: int) -> None:
+    content = image_bytes("PNG", mode, (width, height))
     image = Image.open(io.BytesIO(content))
     image = image.convert({"P": "RGB", "1": "L"}.get(mode, mode))
-    box = _cropped(900, 1300, side, resize) if resize else None
+    box = cropped(width, height, side, resize) if resize else None
     small = image.resize((side, side), Image.Resampling.BICUBIC, box)
     if "A" in small.mode:
         small = small.convert("RGBA")
@@ -199,7 +156,7 @@ def test_a_large_image_is_resized_as_in_one_piece(mode: str, side: int, resize: 
     assert np.array_equal(ImageDecoder(3, side, resize).parse(content).numpy(), expected)
 
 
-def _cropped(width: int, height: int, side: int, resize: int) -> tuple[float, float, float, float]:
+def cropped(width: int, height: int, side: int, resize: int) -> tuple[float, float, float, float]:
     """Return the part of a portrait image that remains if its width becomes ``resize`` and its centre is cropped."""
     scaled = resize * height // width
     left, top = round((resize - side) / 2) * width / resize, round((scaled - side) / 2) * height / scaled
@@ -227,13 +184,6 @@ def whitened() -> WhitenedNet:
 
 
 @torch.no_grad()
-def test_uint8_and_float_pixels_give_the_same_result(whitened: WhitenedNet) -> None:
-    images = noise_images(5)
-    assert torch.equal(whitened(images), whitened(images.float()))
-    assert torch.allclose(whitened(images[:1]), whitened(images)[:1], atol=1e-5)
-
-
-@torch.no_grad()
 def test_the_first_layer_whitens_with_filters_and_their_negatives(whitened: WhitenedNet) -> None:
     pixels = (noise_images(64) - whitened.mean) / whitened.deviation
     outputs = whitened.whiten(pixels).transpose(0, 1).flatten(1)  # [24, places]
@@ -256,40 +206,21 @@ def test_six_views_are_averaged_with_weights(whitened: WhitenedNet) -> None:
 
 
 @torch.no_grad()
-def test_temperatures_divide_the_logits_and_are_stored_with_the_weights(whitened: WhitenedNet) -> None:
-    images = noise_images(4)
-    assert torch.equal(whitened(images), whitened.scores(images) / 0.5)
-    state = whitened.state_dict()
-    assert (state["temperature"], state["views_temperature"]) == (0.5, 0.25)
-    other = build("whitened-net", {"widths": [26, 30, 30]}).eval()
-    other.load_state_dict(state)
-    assert torch.equal(other(images), whitened(images))
-
-
-@torch.no_grad()
 def test_logits_undo_label_smoothing(whitened: WhitenedNet) -> None:
     torch.manual_seed(0)
     true_probabilities = torch.distributions.Dirichlet(torch.full((10,), 0.3)).sample((1000,))
     smoothed_logits = (true_probabilities * 0.8 + 0.02).log()  # the minimum of cross-entropy with smoothing 0.2
     corrected = unsmoothed(smoothed_logits + 3, 0.2)
     assert torch.allclose(corrected.softmax(dim=1), true_probabilities, atol=0.02)  # probability 0 becomes 0.0025
-    assert not torch.allclose(smoothed_logits.softmax(dim=1), true_probabilities, atol=0.15)
-    extreme = torch.tensor([[60.0, 2, 1, 0, 0, 0, 0, 0, 0, -60]])  # beyond the logits that training can reach
-    for smoothing in (0.01, 0.2, 0.9):
-        others = unsmoothed(extreme, smoothing).softmax(dim=1)[0, 1:]
-        assert 0 < others.min() <= others.max() < smoothing / 100
-        ordered = unsmoothed(torch.linspace(-4, 4, 10).unsqueeze(0), smoothing).diff()
-        assert (ordered > 0).all()
-    assert unsmoothed(extreme, 0.0) is extreme
+    assert (unsmoothed(torch.linspace(-4, 4, 10).unsqueeze(0), 0.2).diff() > 0).all()
 
     images = noise_images(4)
+    scores, views = whitened.scores(images), whitened.tta_logits(images) * 0.25
+    assert torch.equal(whitened(images), scores / 0.5)
     other = WhitenedNet(WhitenedNetSizes(widths=(26, 30, 30), label_smoothing=0.2)).eval()
     other.load_state_dict(whitened.state_dict())
-    assert torch.equal(other.scores(images), whitened.scores(images))
-    assert torch.equal(other(images), unsmoothed(whitened.scores(images), 0.2) / 0.5)
-    assert torch.allclose(
-        other.tta_logits(images), unsmoothed(whitened.tta_logits(images) * 0.25, 0.2) / 0.25, atol=1e-4
-    )
+    assert torch.equal(other(images), unsmoothed(scores, 0.2) / 0.5)
+    assert torch.allclose(other.tta_logits(images), unsmoothed(views, 0.2) / 0.25, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -348,8 +279,6 @@ def test_convolutions_are_initialised_as_the_identity() -> None:
     x = torch.rand(1, 26, 5, 5)
     assert torch.allclose(network.groups[1].conv1(x)[:, :26], x, atol=1e-6)
     assert network.groups[0].conv2(x).equal(x)
-    trained = {name for name, weight in network.named_parameters() if weight.requires_grad}
-    assert not {name for name in trained if name.endswith("weight") and ("norm" in name or "whiten" in name)}
 
 
 def jpeg() -> bytes:
@@ -362,9 +291,8 @@ END = b"\xff\xd9"  # of a JPEG
 SCANS = b"\xff\xda\0\2" * 100
 
 
-@pytest.mark.parametrize("start", [2**20 - 2, 2**20 - 1, 2**20])
-def test_scans_of_a_jpeg_are_counted_across_the_borders_of_bands(start: int) -> None:
-    content = jpeg().removesuffix(END).ljust(start, b"\0") + SCANS
+def test_scans_of_a_jpeg_are_counted_across_the_borders_of_bands() -> None:
+    content = jpeg().removesuffix(END).ljust(2**20 - 1, b"\0") + SCANS
     with pytest.raises(TooLarge, match="101 scans"):
         ImageDecoder(3, 32).open(content, max_pixels=100)
 
@@ -384,11 +312,9 @@ def test_markers_of_scans_that_are_not_read_do_not_count() -> None:
         b"\xff\xfe\0\4" + END,  # in a comment
         b"\xff\xfe\0\0",  # a comment whose length is too small
         b"\xff\xff",  # fill bytes
-        b"\xff\5\xff\0",  # an unknown marker
-        b"\xff\xd0\xff\0",  # a restart
         b"\xff\xfe\0\2" * 10_000 + END,
     ],
-    ids=["data", "end in a comment", "no length", "fill bytes", "unknown marker", "restart", "10,000 segments"],
+    ids=["data", "end in a comment", "no length", "fill bytes", "10,000 segments"],
 )
 def test_scans_cannot_be_hidden(before: bytes) -> None:
     with pytest.raises(TooLarge, match="101 scans; the maximum is 100"):

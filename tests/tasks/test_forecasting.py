@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from support.service import ROOT
 from torch import nn
 
 from app import store
-from app.networks.forecaster import FEW_SERIES, MEDIAN, QUANTILES, Forecaster, in_order
+from app.networks.forecaster import FEW_SERIES, MEDIAN, QUANTILES, Forecaster
 from app.networks.series_reader import ERROR_FLOOR, ForecasterSizes, Reader
 from app.store import Store
 from app.store.version import Version
@@ -69,7 +68,7 @@ def test_the_same_week_of_earlier_years_is_a_feature() -> None:
     assert (Reader(sizes)(values, torch.tensor([7])).ahead[0, :, 2:7] == 0).all()
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(4))
 def test_shift_and_scale_of_a_series_shift_and_scale_its_forecast(forecaster: GlobalForecaster, seed: int) -> None:
     random = np.random.default_rng(seed)
     values = series(seed, int(random.integers(8, 200)))
@@ -88,8 +87,7 @@ def smoothing(tmp_path: Path) -> GlobalForecaster:
     return GlobalForecaster(publish_network(tmp_path, "smoothing", sizes=sizes, seed=0), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("season", [1, 4, 7])
-@pytest.mark.parametrize("count", [30, 60])
+@pytest.mark.parametrize(("season", "count"), [(1, 60), (7, 30)])
 def test_a_line_with_a_season_is_continued_by_the_smoothed_lines(season: int, count: int) -> None:
     """A candidate is a forecast minus the naive forecast, divided by the scale.
 
@@ -109,18 +107,16 @@ def test_a_line_with_a_season_is_continued_by_the_smoothed_lines(season: int, co
     assert (damped < lines).all()
 
 
-@pytest.mark.parametrize("count", [30, 60])
-def test_a_multiple_of_the_season_is_repeated_if_it_fits(count: int) -> None:
+def test_a_multiple_of_the_season_is_repeated_if_it_fits() -> None:
     """The series repeats every 6 values, and the network receives the season 2: the third of 4 lags fits exactly."""
     sizes = dataclasses.replace(SIZES, context=60, horizon=12, lags=4, lag_forecasts=True)
     values = (torch.arange(72).double() % 6).square()
     past = values[:60].clone()
-    past[: 60 - count] = torch.nan
+    past[:30] = torch.nan
     reading = Reader(sizes)(past.unsqueeze(0), torch.tensor([2]))
     forecasts = reading.candidates[0].double() * reading.scale[0] + reading.naive[0].unsqueeze(1)
     expected = torch.stack([values[60 - period : 60].repeat(6)[:12] for period in (4, 6, 8)], dim=1)
     assert (forecasts - expected).abs().max() < 1e-5
-    assert (forecasts[:, 1] - values[60:]).abs().max() < 1e-5
     errors, known = reading.ahead[0, :, -8:-4].exp() - ERROR_FLOOR, reading.ahead[0, :, -4:]
     assert errors[:, 2].abs().max() < 1e-6
     assert (errors[:, [0, 1, 3]] > 0.1).all()
@@ -144,13 +140,6 @@ def test_the_memory_of_the_smoothing_starts_with_the_series(smoothing: GlobalFor
     assert padded.quantiles == pytest.approx(short.quantiles, abs=1e-5)
 
 
-@pytest.mark.parametrize("values", [[1, 2, 4], [0, 0, 5], [3, 3, 3], [1e300, -1e300, 1e300], [1e-300, 0, 1e-300]])
-def test_three_values_are_enough(smoothing: GlobalForecaster, values: list[float]) -> None:
-    (forecast,) = smoothing.predict([smoothing.parse(values, 30)])
-    assert np.isfinite(forecast.quantiles).all()
-    assert (np.diff(forecast.quantiles, axis=1) >= 0).all()
-
-
 def test_intervals_of_short_series_are_wider(smoothing: GlobalForecaster) -> None:
     """For ``SHORT_SERIES`` values, intervals are twice as wide as the network computes."""
     network: Any = smoothing.network
@@ -162,34 +151,7 @@ def test_intervals_of_short_series_are_wider(smoothing: GlobalForecaster) -> Non
     assert torch.allclose(quantiles.diff(dim=2), 2 * raw.diff(dim=2))
 
 
-@pytest.mark.parametrize(("lowest", "least"), [(0.0, 0.0), (-0.5, None)])
-def test_forecasts_of_non_negative_series_are_non_negative(
-    forecaster: GlobalForecaster, lowest: float, least: float | None
-) -> None:
-    values = [lowest, *[0.0, 0.1, 0.0, 3.0] * 5, 0.0]
-    clipping = with_traits(forecaster, season=None, non_negative=True)
-    item = clipping.parse(values, 12)
-    assert item.season == forecaster.parse(values, 12).season == 4  # without a season on the card, it is detected
-    lower, _ = clipping.predict([item])[0].interval(99.9)
-    assert (lower.min() == least) if least is not None else (lower.min() < 0)
-    (unclipped,) = forecaster.predict([forecaster.parse(values, 12)])
-    assert unclipped.interval(99.9)[0].min() < 0
-
-
-@pytest.mark.parametrize("level", [10, 60, 95, 99.9])
-def test_bounds_are_clipped_after_they_are_computed(forecaster: GlobalForecaster, level: float) -> None:
-    item = forecaster.parse(np.random.default_rng(0).random(48).tolist(), 12)
-    added = np.linspace(-1.5, 0.5, 12)  # makes some quantiles negative
-    items = [dataclasses.replace(item, added=added, non_negative=each) for each in (True, False)]
-    clipped, unclipped = forecaster.predict(items)
-    assert unclipped.median.min() < 0 == clipped.median.min() < clipped.interval(level)[1].max()
-    for bound, expected in zip(clipped.interval(level), unclipped.interval(level), strict=True):
-        assert bound == pytest.approx(np.maximum(expected, 0), abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("kind", "max_ratio"), [("season", 0.85), ("trend", 0.85), ("noisy sine", 1.0), ("level", 0.85), ("walk", 1.15)]
-)
+@pytest.mark.parametrize(("kind", "max_ratio"), [("trend", 0.85), ("level", 0.85), ("walk", 1.15)])
 def test_the_shipped_forecaster_beats_the_seasonal_naive_forecast(
     shipped_forecaster: GlobalForecaster, kind: str, max_ratio: float
 ) -> None:
@@ -200,13 +162,11 @@ def test_the_shipped_forecaster_beats_the_seasonal_naive_forecast(
         time, noise = np.arange(324.0), random.normal(size=324)
         daily = 3 * np.sin(2 * np.pi * time / 24 + seed)
         values = {
-            "season": daily + noise,
             "trend": 0.1 * time + daily + noise,
-            "noisy sine": np.sin(20 / 999 * time + seed) + 0.2 * noise,
             "level": noise,
             "walk": noise.cumsum(),
         }[kind]
-        season = 24 if kind in ("season", "trend") else 1
+        season = 24 if kind == "trend" else 1
         items.append(shipped_forecaster.parse(values[:300].tolist(), 24))
         actual.append(values[300:])
         naive.append(values[300 - season : 300][np.arange(24) % season])
@@ -215,7 +175,7 @@ def test_the_shipped_forecaster_beats_the_seasonal_naive_forecast(
     assert error < max_ratio * naive_error
 
 
-@pytest.mark.parametrize("season", [1, 2, 4, 7])
+@pytest.mark.parametrize("season", [1, 7])
 def test_quantiles_never_cross_and_intervals_widen_to_ten_times_the_horizon(
     forecaster: GlobalForecaster, season: int
 ) -> None:
@@ -242,19 +202,9 @@ def test_beyond_its_horizon_the_network_reads_its_own_medians() -> None:
     assert torch.equal(network.forecast(values, seasons, 11)[..., MEDIAN], torch.cat([first, second], dim=1)[:, :11])
 
 
-def test_a_batch_of_series_equals_single_series(forecaster: GlobalForecaster) -> None:
-    cases = [(series(i, 8 + 13 * i), 1 + 5 * i, season) for i, season in enumerate([None, 1, 7, 12, None])]
-    items = [forecaster.parse(values.tolist(), horizon, seasonality=season) for values, horizon, season in cases]
-    for item, together in zip(items, forecaster.predict(items), strict=True):
-        (alone,) = forecaster.predict([item])
-        assert len(together.mean) == item.horizon
-        assert alone.quantiles == pytest.approx(together.quantiles, rel=1e-5, abs=1e-5)
-
-
 @pytest.mark.parametrize(
     "sizes",
     [
-        SIZES,
         dataclasses.replace(SIZES, members=1, layers=2),
         dataclasses.replace(SIZES, context=60, members=3, smoothings=4, lag_forecasts=True),
     ],
@@ -283,17 +233,19 @@ def test_a_constant_series_stays_constant(forecaster: GlobalForecaster) -> None:
         assert forecast.interval(95)[0].tolist() == [value] * 20
 
 
+@pytest.mark.parametrize("name", ["forecaster", "smoothing"])
 @pytest.mark.parametrize(
-    "values",
-    [[1e300, -1e300] * 10, [5e-324, 0] * 10, [None] * 19 + [1], [0] * 30 + [1], list(range(9)), [1, 2] + [None] * 9],
+    "values", [[1e300, -1e300] * 10, [5e-324, 0] * 10, [None] * 19 + [1], [1, 2] + [None] * 9, [3, 3, 3], [1, 2, 4]]
 )
-def test_extreme_and_sparse_series_give_finite_forecasts(
-    forecaster: GlobalForecaster, values: list[float | None]
+def test_extreme_and_short_series_give_finite_forecasts(
+    name: str, values: list[float | None], request: pytest.FixtureRequest
 ) -> None:
-    for season in (None, 1, 4, 168):
-        (forecast,) = forecaster.predict([forecaster.parse(values, 60, seasonality=season)])
+    predictor: GlobalForecaster = request.getfixturevalue(name)
+    items = [predictor.parse(values, 60, seasonality=season) for season in (None, 1, 4, 168)]
+    for forecast in predictor.predict(items):
         assert np.isfinite(forecast.quantiles).all()
         assert np.isfinite(forecast.mean).all()
+        assert (np.diff(forecast.quantiles, axis=1) >= 0).all()
 
 
 def test_only_the_last_values_of_a_long_series_are_read(forecaster: GlobalForecaster) -> None:
@@ -302,19 +254,14 @@ def test_only_the_last_values_of_a_long_series_are_read(forecaster: GlobalForeca
     item = forecaster.parse([1e9, *recent[:100], *recent], 3)
     assert np.array_equal(item.values, expected.values, equal_nan=True)
     assert (item.season, item.horizon, item.gap) == (expected.season, 3, 0)
-    for absent in (None, math.nan):  # if these values are missing, earlier values are read
-        missing = forecaster.parse([1.0, 2.0, 3.0] + [absent] * MAX_READ, 3)
-        assert missing.values[-3:].tolist() == [1, 2, 3]
+    missing = forecaster.parse([1.0, 2.0, 3.0] + [None] * MAX_READ, 3)  # earlier values are read
+    assert missing.values[-3:].tolist() == [1, 2, 3]
 
 
-def test_a_season_longer_than_the_series_is_ignored(forecaster: GlobalForecaster) -> None:
-    assert forecaster.parse(series(0, 20).tolist(), 1, seasonality=24).season == 1
-    assert forecaster.parse(series(0, 25).tolist(), 1, seasonality=24).season == 24
-
-
-def test_a_season_longer_than_the_window_is_ignored(forecaster: GlobalForecaster) -> None:
-    values = series(0, 60).tolist()
-    assert [forecaster.parse(values, 1, seasonality=season).season for season in (24, 25)] == [24, 1]
+def test_a_season_longer_than_the_series_or_the_context_is_ignored(forecaster: GlobalForecaster) -> None:
+    lengths = ((20, 24), (25, 24), (60, 24), (60, 25))
+    seasons = [forecaster.parse(series(0, count).tolist(), 1, seasonality=season).season for count, season in lengths]
+    assert seasons == [1, 24, 24, 1]
 
 
 @pytest.mark.parametrize("season", SEASONS)
@@ -328,7 +275,7 @@ def test_a_season_is_detected_in_noise_and_on_a_trend(season: int) -> None:
         assert detect_season(-1e-9 * values) == season
 
 
-@pytest.mark.parametrize("season", [23, 25, 50, 51, 53, 54, 161, 163])
+@pytest.mark.parametrize("season", [23, 50, 53, 163])
 def test_a_clear_season_next_to_a_usual_one_is_detected(season: int) -> None:
     random, time = np.random.default_rng(0), np.arange(6 * season)
     wave = np.sin(2 * np.pi * time / season) + 0.4 * np.cos(4 * np.pi * time / season + 1)
@@ -336,8 +283,7 @@ def test_a_clear_season_next_to_a_usual_one_is_detected(season: int) -> None:
     assert detect_season(random.normal(size=season)[time % season] + 0.1 * random.normal(size=len(time))) == season
 
 
-@pytest.mark.parametrize("season", [100, 120, 150])
-@pytest.mark.parametrize("phase", [0, 1, 2])
+@pytest.mark.parametrize(("season", "phase"), [(100, 0), (120, 2), (150, 1)])
 def test_the_season_of_four_smooth_cycles_is_exact(season: int, phase: int) -> None:
     time = np.arange(4 * season)
     assert (
@@ -345,7 +291,7 @@ def test_the_season_of_four_smooth_cycles_is_exact(season: int, phase: int) -> N
     )
 
 
-@pytest.mark.parametrize("season", [2, 5, 6, 9, 10, 30, 36, 48, 96, 130])
+@pytest.mark.parametrize("season", [2, 5, 10, 36, 96, 130])
 def test_an_unusual_season_is_detected_instead_of_a_usual_one_close_to_it(season: int) -> None:
     time = np.arange(6 * season + 40)
     wave = np.sin(2 * np.pi * time / season + 0.3) if season > 2 else time % 2 * 1.0
@@ -409,7 +355,7 @@ def test_missing_values_are_interpolated_with_the_season() -> None:
     assert np.isfinite(fill_missing(np.array([np.nan] * 10 + [1.0]), 4)).all()
 
 
-@pytest.mark.parametrize("season", [2, 7, 24, 60])
+@pytest.mark.parametrize("season", [7, 60])
 def test_seasonal_medians_equal_the_median_of_each_position(season: int) -> None:
     values = series(season, 100)
     values[np.random.default_rng(season).random(100) < 0.5] = np.nan
@@ -418,12 +364,6 @@ def test_seasonal_medians_equal_the_median_of_each_position(season: int) -> None
     assert seasonal_medians(values, season).tolist() == [
         float(np.median(observed)) if len(observed) else 0.0 for observed in each
     ]
-
-
-def test_any_numbers_become_ordered_quantiles() -> None:
-    torch.manual_seed(0)
-    quantiles = in_order(5 * torch.randn(1000, len(QUANTILES)))
-    assert (quantiles.diff(dim=1) >= 0).all()
 
 
 def test_intervals_of_any_level_are_interpolated_or_extrapolated() -> None:
@@ -447,30 +387,30 @@ def test_the_season_of_the_card_is_used_unless_the_request_has_one(forecaster: G
     weekly = with_traits(forecaster, season=7)
     values = np.sin(np.arange(48) * np.pi / 6).tolist()
     assert [each.parse(values, 3).season for each in (forecaster, weekly)] == [12, 7]
+    assert with_traits(forecaster, season=None).parse(values, 3).season == 12
     assert weekly.parse(values, 3, seasonality=12).season == 12
-    assert weekly.parse(values[:9], 3).season == 7
-    assert with_traits(forecaster, season=9).parse(values[:9], 3).season == 1
 
 
-@pytest.mark.parametrize(("values", "like"), [([0, 3, 1, 7] * 9, True), ([0, 3, 1.5, 7] * 9, False)])
-def test_counts_are_forecast_as_counts(forecaster: GlobalForecaster, values: list[float], like: bool) -> None:
-    counting = with_traits(forecaster, season=4, non_negative=True, integer=True)
-    (forecast,) = counting.predict([counting.parse(values, 9)])
-    results = [forecast.mean, forecast.median, *forecast.interval(80), *forecast.interval(99.9)]
-    assert min(map(np.min, results)) >= 0
-    assert all((result % 1 == 0).all() for result in results) == like
-    (signed,) = counting.predict([counting.parse([-x - 1 for x in values], 9)])
-    assert signed.median.min() < 0
-
-
-@pytest.mark.parametrize("level", [30, 50, 80, 95, 99.9])
-def test_integer_bounds_are_the_rounded_bounds(forecaster: GlobalForecaster, level: float) -> None:
-    values = np.random.default_rng(0).poisson(3, 60).tolist()
-    each = [with_traits(forecaster, season=4, non_negative=True, integer=integer) for integer in (False, True)]
-    exact, rounded = (counting.predict([counting.parse(values, 24)])[0] for counting in each)
-    expected = np.round(exact.interval(level)).tolist()
-    for forecast in (rounded, exact.rounded()):
-        assert np.stack(forecast.interval(level)).tolist() == expected
+@pytest.mark.parametrize("level", [30, 80, 99.9])
+def test_bounds_of_counts_are_clipped_and_rounded_after_they_are_computed(
+    forecaster: GlobalForecaster, level: float
+) -> None:
+    """This applies only to series that are themselves not negative, and integers."""
+    values = [*[0.0, 0.0, 0.0, 3.0] * 6, 0.0]
+    each = [
+        with_traits(forecaster, season=4, non_negative=non_negative, integer=integer)
+        for non_negative, integer in ((False, False), (True, False), (True, True))
+    ]
+    plain, clipped, counts = (predictor.predict([predictor.parse(values, 12)])[0] for predictor in each)
+    bounds = np.stack(plain.interval(level))
+    assert bounds.min() < 0
+    assert np.stack(clipped.interval(level)) == pytest.approx(np.maximum(bounds, 0), abs=1e-5)
+    for forecast in (counts, clipped.rounded()):
+        assert np.stack(forecast.interval(level)).tolist() == np.round(np.maximum(bounds, 0)).tolist()
+        assert all((result % 1 == 0).all() for result in (forecast.mean, forecast.median))
+    (signed,) = each[2].predict([each[2].parse([-1.5, *values], 12)])
+    assert np.stack(signed.interval(level)).min() < 0
+    assert (np.stack(signed.interval(level)) % 1 != 0).any()
 
 
 def test_the_yearly_pattern_of_the_card_is_removed_and_added_again(forecaster: GlobalForecaster) -> None:

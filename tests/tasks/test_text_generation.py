@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from support.networks import VOCABULARY, publish_network, publish_tiny
-from torch.profiler import profile
 
 from app.errors import BadValue
 from app.networks import build
@@ -75,18 +74,6 @@ def finish(continuer: TextGenerator, text: Continuation) -> Continuation:
     while not text.finished:
         continuer.step([text])
     return text
-
-
-def test_a_prompt_becomes_indices_and_unknown_characters_are_listed(continuer: TextGenerator) -> None:
-    for text, characters, unknown in (
-        ("aéb東é", ["a", "<unk>", "b", "<unk>", "<unk>"], ["é", "東"]),
-        ("", ["\n"], []),
-        ("\n", ["\n"], []),
-    ):
-        job = ContinueJob([text])
-        texts = continuer.prepare(job)
-        assert [VOCABULARY[index] for index in texts[0].prompt.characters] == characters
-        assert continuer.finish(job, texts, texts).unknown == unknown
 
 
 def test_a_prompt_read_in_blocks_gives_the_state_of_one_pass(continuer: TextGenerator) -> None:
@@ -166,7 +153,7 @@ def test_a_step_that_only_reads_prompts_takes_longer(continuer: TextGenerator) -
     assert continuer.seconds(texts) == continuer.latency(2) < PREFILL_ALONE_SECONDS
 
 
-@pytest.mark.parametrize(("prefill", "steps"), [(500, 1), (3000, 3), (10_000, 10)])
+@pytest.mark.parametrize(("prefill", "steps"), [(500, 1), (3000, 3)])
 def test_reading_prompts_takes_as_long_as_generating_texts(
     timed: TextGenerator, clock: Clock, prefill: float, steps: int
 ) -> None:
@@ -180,9 +167,7 @@ def test_reading_prompts_takes_as_long_as_generating_texts(
 
 
 @pytest.mark.parametrize("kind", ["character-rnn", "gated-rnn"])
-@pytest.mark.parametrize(
-    ("layers", "hidden", "dtype"), [(1, 16, "float64"), (3, 16, "float64"), (2, MIN_PACKED_WIDTH, "float32")]
-)
+@pytest.mark.parametrize(("layers", "hidden", "dtype"), [(3, 16, "float64"), (2, MIN_PACKED_WIDTH, "float32")])
 def test_the_fast_steps_equal_the_network(kind: str, layers: int, hidden: int, dtype: str) -> None:
     torch.manual_seed(0)
     precision = {"float64": 1e-12, "float32": 2e-5}[dtype]
@@ -213,7 +198,7 @@ def gated(gated_version: Version) -> TextGenerator:
     return generator
 
 
-@pytest.mark.parametrize("piece", [1, 96, 200])
+@pytest.mark.parametrize("piece", [96, 200])
 def test_a_prompt_read_at_once_gives_the_text_and_log_probabilities_of_single_steps(
     gated: TextGenerator, piece: int
 ) -> None:
@@ -296,8 +281,6 @@ def rounded(wrong: Callable[[torch.Tensor], bool]) -> Callable[[Read], Read]:
     ("wrong", "min_rows", "dtype"),
     [
         (lambda characters: False, 1, torch.float32),
-        (lambda characters: characters.shape[1] >= 2, 1, torch.float64),
-        (lambda characters: characters.shape[1] >= 12, 1, torch.float64),
         (lambda characters: characters.shape[1] >= 64, 1, torch.float64),
         (lambda characters: characters.numel() < MIN_ROWS, MIN_ROWS, torch.float32),
     ],
@@ -318,20 +301,15 @@ def test_gradients_of_the_linear_recurrence_are_right() -> None:
     assert torch.autograd.gradcheck(LinearRecurrence.apply, inputs)
 
 
-@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # torch 2.10
 @torch.inference_mode()
-def test_packed_weights_use_few_kernels_and_are_batch_invariant() -> None:
+def test_packed_weights_are_batch_invariant() -> None:
     torch.manual_seed(0)
-    weight, bias, x = torch.randn(70, MIN_PACKED_WIDTH), torch.randn(70), torch.randn(289, MIN_PACKED_WIDTH)
+    weight, bias, x = torch.randn(70, MIN_PACKED_WIDTH), torch.randn(70), torch.randn(LONG_CHUNK + 33, MIN_PACKED_WIDTH)
     packed = Packed(weight, bias)
     full_batch = packed(x)
     assert torch.allclose(full_batch, x @ weight.T + bias, atol=1e-4)
-    with profile(record_shapes=True) as calls:
-        results = [packed(pad(x[:rows], 1))[:rows] for rows in range(1, 290)]
-    for rows, result in enumerate(results, 1):
-        assert torch.allclose(result, full_batch[:rows], atol=1e-6)
-    sizes = {event.input_shapes[0][0] for event in calls.events() if event.name.endswith("linear_pointwise")}
-    assert sizes - {LONG_CHUNK} == {1, 2, 4, 6, 8, 16, 32}
+    for rows in (*range(1, 40), LONG_CHUNK, LONG_CHUNK + 1):
+        assert torch.allclose(packed(pad(x[:rows], 1))[:rows], full_batch[:rows], atol=1e-6)
 
 
 def test_batch_invariant_detects_rounding_that_depends_on_the_batch() -> None:
@@ -354,17 +332,6 @@ def test_float64_is_used_if_rounding_depends_on_the_batch(continuer: TextGenerat
     assert finish(generator, begin(generator, "abc")).text == finish(continuer, begin(continuer, "abc")).text
 
 
-def test_each_character_is_sampled_with_the_next_random_number(continuer: TextGenerator) -> None:
-    text = finish(continuer, begin(continuer, "a", max_characters=60))
-    assert text.uniforms.shape == (len(text.text),)
-    expected, read = "", "a"
-    for uniform in text.uniforms:
-        logits, _ = read_prompt(continuer, read)
-        index = sample(logits[0, -1, :-1].double().tolist(), [uniform])[0]
-        expected, read = expected + VOCABULARY[index], read + VOCABULARY[index]
-    assert text.text == expected
-
-
 def test_prompts_that_take_too_long_to_read_are_rejected(continuer: TextGenerator) -> None:
     continuer.prefill_latency, continuer.max_prompt_seconds = LatencyModel(0.01, 0.005), 0.25
     problem = (
@@ -376,11 +343,6 @@ def test_prompts_that_take_too_long_to_read_are_rejected(continuer: TextGenerato
             continuer.prepare(ContinueJob(prompts=prompts))
     for prompts in (["a" * 25], ["a" * 15, "b" * 15]):  # two prompts are read together, in 0.015 s per character
         assert len(continuer.prepare(ContinueJob(prompts=prompts))) == len(prompts)
-
-
-def test_a_top_k_beyond_the_vocabulary_keeps_all_of_it(continuer: TextGenerator) -> None:
-    texts = [finish(continuer, begin(continuer, "a", top_k=k)).text for k in (None, 2**70, 3)]
-    assert texts[0] == texts[1] != texts[2]
 
 
 def test_the_unknown_character_is_never_generated(continuer: TextGenerator) -> None:
@@ -406,41 +368,31 @@ def sample(logits: list[float], uniforms: Sequence[float], **options: Any) -> li
     return Sampler(**arrays, vocabulary=len(logits))(np.array([logits] * count), np.array(uniforms)).tolist()
 
 
-GRID = [(i + 0.5) / 1000 for i in range(1000)]
-LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64).log().tolist()
-
-
-def test_samples_follow_the_distribution() -> None:
-    shares = torch.tensor(sample(LOGITS, GRID)).bincount(minlength=4) / 1000
-    assert torch.allclose(shares, torch.tensor([0.1, 0.4, 0.2, 0.3]), atol=2e-3)
-
-
-def test_temperature_sharpens_as_defined_and_zero_is_greedy() -> None:
-    shares = torch.tensor(sample(LOGITS, GRID, temperature=0.5)).bincount(minlength=4) / 1000
-    expected = torch.tensor([0.01, 0.16, 0.04, 0.09]) / 0.3
-    assert torch.allclose(shares, expected, atol=2e-3)
-    assert set(sample(LOGITS, [0.0, 0.5, 1 - 1e-16], temperature=0.0)) == {1}
-    assert set(sample(LOGITS, [0.0, 0.5, 1 - 1e-16], temperature=1e-300)) == {1}
-
-
-def test_top_k_and_top_p_keep_the_likeliest_and_renormalise() -> None:
-    assert set(sample(LOGITS, GRID, top_k=1)) == {1}
-    shares = torch.tensor(sample(LOGITS, GRID, top_k=2)).bincount(minlength=4) / 1000
-    assert torch.allclose(shares, torch.tensor([0, 4 / 7, 0, 3 / 7]), atol=2e-3)
-    assert set(sample(LOGITS, GRID, top_p=0.39)) == {1}
-    assert set(sample(LOGITS, GRID, top_p=0.41)) == {1, 3}
-    assert set(sample(LOGITS, GRID, top_p=0.71)) == {1, 2, 3}
-    assert set(sample(LOGITS, GRID, top_k=3, top_p=0.41)) == {1, 3}
-
-
-def test_a_character_of_probability_0_is_never_sampled() -> None:
-    assert set(sample([0.0, -torch.inf, 0.0], [0.0, 0.5, 1 - 1e-16])) == {0, 2}
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [0.1, 0.4, 0.2, 0.3, 0]),
+        ({"temperature": 0.5}, [1 / 30, 16 / 30, 4 / 30, 9 / 30, 0]),
+        ({"temperature": 0.0}, [0, 1, 0, 0, 0]),
+        ({"temperature": 1e-300}, [0, 1, 0, 0, 0]),
+        ({"top_k": 2}, [0, 4 / 7, 0, 3 / 7, 0]),
+        ({"top_p": 0.39}, [0, 1, 0, 0, 0]),
+        ({"top_p": 0.41}, [0, 4 / 7, 0, 3 / 7, 0]),
+        ({"top_k": 3, "top_p": 0.71}, [0, 4 / 9, 2 / 9, 3 / 9, 0]),
+    ],
+)
+def test_samples_follow_the_distribution(options: dict[str, Any], expected: list[float]) -> None:
+    probabilities = torch.tensor([0.1, 0.4, 0.2, 0.3, 0.0], dtype=torch.float64)
+    uniforms = [0.0, *((i + 0.5) / 1000 for i in range(1000)), 1 - 1e-16]
+    shares = np.bincount(sample(probabilities.log().tolist(), uniforms, **options), minlength=5) / 1000
+    assert shares == pytest.approx(expected, abs=3e-3)
+    assert (shares[np.array(expected) == 0] == 0).all()
 
 
 def test_stop_strings_withhold_the_same_text_as_the_naive_rule(continuer: TextGenerator) -> None:
     generator = random.Random(0)
     text = begin(continuer, "a")
-    for _ in range(5000):
+    for _ in range(1000):
         text.stop = tuple(
             "".join(generator.choices("ab", k=generator.randint(1, 5))) for _ in range(generator.randint(1, 3))
         )
