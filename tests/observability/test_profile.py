@@ -13,16 +13,10 @@ START = "run (asyncio/runners.py:190);RequestResponseCycle.run_asgi (uvicorn/pro
     ("calls", "expected"),
     [
         ("", "HTTP"),
-        (";Router.__call__ (app/api/operation.py:120)", "ASGI and middleware"),
-        (";run_job (app/api/inference.py:99);Deadline.__aenter__ (app/api/deadline.py:92)", "deadlines"),
-        (";validate (app/api/request_body.py:237);deepcopy (copy.py:146)", "JSON"),
         (";reported (app/observability/logs.py:180);observe (prometheus_client/metrics.py:700)", "telemetry"),
-        (";AccessLog._text (app/observability/access_log.py:60)", "logging"),
         (";ImageDecoder.decode (app/tasks/image_codecs.py:107);load (PIL/ImageFile.py:260)", "image files"),
         (";ImageDecoder._shrink (app/tasks/image_codecs.py:130);Image.resize (PIL/Image.py:2400)", "resizing images"),
-        (";ImageClassifier.predict (app/tasks/classification.py:50)", "inputs and outputs"),
         (";Conv2d.forward (torch/nn/modules/conv.py:548)", "forward"),
-        (";run (app/engine/x.py:180)", "queues and batches"),
     ],
 )
 def test_a_stack_counts_for_its_innermost_known_call(calls: str, expected: str) -> None:

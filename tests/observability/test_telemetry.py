@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import logging
-import os
 import re
-import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from support.faults import Fault, raising
 from support.images import image_bytes
 from support.networks import publish_tiny
-from support.processes import serving
-from support.responses import metric_samples
+from support.responses import metric_samples, send_raw
 from support.service import ROOT, Serve
 from support.waiting import wait_until
 
@@ -100,65 +94,6 @@ async def no_message() -> Any:
     raise AssertionError
 
 
-def test_metrics_of_workers_are_added_up_and_gauges_of_dead_workers_removed(tiny_store: Path) -> None:
-    with serving(tiny_store) as service:
-        with httpx.Client(base_url=service.url, timeout=60) as client:
-            wait_until(lambda: metric_samples(client).get(("quartet_workers",)) == 2)
-            wait_until(lambda: metric_samples(client).get(("quartet_loaded_bytes", *labels("tiny-gan"))) == 2 * SIZE)
-        for _ in range(6):  # new connections reach both workers
-            assert httpx.post(f"{service.url}{SAMPLE}", json={"count": 3}, timeout=60).status_code == 200
-        with httpx.Client(base_url=service.url, timeout=60) as client:
-            before = metric_samples(client)
-        assert before["quartet_batch_rows_sum", *labels("tiny-gan")] == 18
-        os.kill(min(service.workers), signal.SIGKILL)
-
-        def replaced() -> bool:
-            try:
-                with httpx.Client(base_url=service.url, timeout=60) as client:
-                    samples = metric_samples(client)
-            except httpx.HTTPError:
-                return False
-            assert samples["quartet_planned_workers",] == 2
-            return samples.get(("quartet_workers",)) == 2 and all(
-                samples[name, *labels("tiny-gan")] == before[name, *labels("tiny-gan")]
-                for name in ("quartet_batch_rows_sum", "quartet_last_batch_timestamp_seconds")
-            )
-
-        wait_until(replaced)
-
-
-def publish_and_remove(client: httpx.Client, store: Path) -> Iterator[int]:
-    """Publish versions of tiny-gan and use each version. Remove a version when the next version answers.
-
-    The first version is not removed.
-    """
-    before = None
-    for number in count(2):
-        version = publish_tiny(store, "tiny-gan")
-        wait_until(lambda number=number: client.post(SAMPLE, json={"count": 1}).json()["version"] == number)
-        if before:
-            before.folder.rename(store / f".gone-{number}")
-        before = version
-        yield number
-
-
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_metrics_of_removed_versions_are_hidden(tiny_store: Path, workers: int) -> None:
-    with (
-        serving(tiny_store, store_poll_seconds=0.02, workers=workers) as service,
-        httpx.Client(base_url=service.url, timeout=60) as client,
-    ):
-        for _ in range(6):
-            short = {"prompt": "a", "max_characters": 5}
-            assert httpx.post(f"{service.url}{CONTINUE}", json=short, timeout=60).status_code == 200
-        *removed, last = (labels("tiny-gan", number) for number in islice(publish_and_remove(client, tiny_store), 3))
-        wait_until(lambda: not [key for key in metric_samples(client) if key[1:3] in removed])
-        samples = metric_samples(client)
-        assert samples["quartet_time_to_first_token_seconds_count", *labels("tiny-rnn")] == 6
-        assert samples["quartet_workers",] == samples["quartet_planned_workers",] == workers
-        wait_until(lambda: metric_samples(client).get(("quartet_loaded_bytes", *last)) == workers * SIZE)
-
-
 @pytest.fixture
 def lines(capfd: pytest.CaptureFixture[str]) -> Iterator[Any]:
     """Return a function that returns the JSON lines of the access log, after the service has stopped."""
@@ -208,10 +143,12 @@ def test_a_failed_request_is_logged_with_its_model_and_counted_as_failed(
     assert samples["quartet_version_request_seconds_count", *labels] == 1
 
 
-@pytest.mark.parametrize("own_id", ["", "x-request-id: mine\r\n"])
 @pytest.mark.parametrize(
-    ("rest", "status", "reason"),
-    [(b"ZZ\r\n", 400, "invalid_value"), (b"0\r\n" + b"x: y\r\n" * 3000, 431, "head_too_large")],
+    ("rest", "status", "reason", "own_id"),
+    [
+        (b"ZZ\r\n", 400, "invalid_value", ""),
+        (b"0\r\n" + b"x: y\r\n" * 3000, 431, "head_too_large", "x-request-id: mine\r\n"),
+    ],
     ids=["chunk", "trailers"],
 )
 def test_a_request_whose_body_is_not_http_is_recorded_with_the_id_and_status_of_its_answer(
@@ -219,15 +156,13 @@ def test_a_request_whose_body_is_not_http_is_recorded_with_the_id_and_status_of_
 ) -> None:
     head = f"POST {SAMPLE} HTTP/1.1\r\nHost: x\r\n{own_id}Transfer-Encoding: chunked\r\n\r\n".encode()
     with serve(log_format="json") as client:
+        answers = [send_raw(client, head + rest).decode()]  # before the request runs
+        with socket.create_connection((client.base_url.host, client.base_url.port or 80), 30) as connection:
+            connection.sendall(head)
+            wait_until(lambda: metric_samples(client)["quartet_requests_running",] >= 2)
+            connection.sendall(rest)
+            answers.append(connection.recv(65536).decode())
         count = ("quartet_requests_total", ("method", "POST"), ("route", SAMPLE), ("status", str(status)))
-        answers = []
-        for runs in (False, True):  # whether the request runs before the rest of its body arrives
-            with socket.create_connection((client.base_url.host, client.base_url.port or 80), 30) as connection:
-                connection.sendall(head if runs else head + rest)
-                if runs:
-                    wait_until(lambda: metric_samples(client)["quartet_requests_running",] >= 2)
-                    connection.sendall(rest)
-                answers.append(connection.recv(65536).decode())
         wait_until(lambda: metric_samples(client).get(count) == 2)
     ids = [re.findall(r"\r\nx-request-id: (\S+)\r\n", answer)[0] for answer in answers]
     assert (ids == ["mine", "mine"]) == bool(own_id)
@@ -267,8 +202,6 @@ class Collector(ThreadingHTTPServer):
             def do_POST(self) -> None:
                 assert self.path == "/v1/traces"
                 body = self.rfile.read(int(self.headers["content-length"]))
-                if self.headers.get("content-encoding") == "gzip":
-                    body = gzip.decompress(body)
                 for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
                     names = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
                     collector.service = names["service.name"]
@@ -335,32 +268,15 @@ def test_requests_queueing_computation_and_batches_are_traced(serve: Serve, coll
     assert [fields["error.type"] for fields in rejected] == ["invalid_value"]
 
 
-@pytest.fixture
-def trace_state() -> Iterator[Callable[..., dict[str, str]]]:
-    """Return a function that starts the span of a request with these ``tracestate`` headers. It returns their members.
-
-    No span is sent to a collector.
-    """
+def test_an_invalid_tracestate_of_a_client_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Otherwise clients could write control characters to the log."""
     tracer = create_tracer("http://127.0.0.1:9")
     assert tracer
-
-    def begin(*states: bytes) -> dict[str, str]:
-        headers = [(b"traceparent", PARENT.encode()), *((b"tracestate", state) for state in states)]
-        span, traceparent = tracer.begin("GET", headers)
+    for state in (b"a=1", b"forged", b"a" * 9000, b"x\x852026-11-29 06:00:00"):
+        span, traceparent = tracer.begin("GET", [(b"traceparent", PARENT.encode()), (b"tracestate", state)])
         assert traceparent.decode()[:36] == PARENT[:36]
-        return dict(span.get_span_context().trace_state)
-
-    yield begin
+        assert dict(span.get_span_context().trace_state) == ({"a": "1"} if state == b"a=1" else {})
     tracer.close()
-
-
-@pytest.mark.parametrize("state", [b"forged", b"a" * 9000, b"x\x852026-11-29 06:00:00"])
-def test_an_invalid_tracestate_of_a_client_is_not_logged(
-    trace_state: Callable[..., dict[str, str]], state: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Otherwise clients could write control characters to the log."""
-    assert trace_state(b"a=1") == {"a": "1"}
-    assert trace_state(state) == {}
     assert caplog.messages == []
 
 
