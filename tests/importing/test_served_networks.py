@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,15 @@ import pytest
 from onnx import ModelProto, TensorProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 from PIL import Image
-from support.imported.onnx_models import forest, linear_model, onnx_model, square_classifier
+from support.imported.onnx_models import add, forest, linear_model, onnx_model, square_classifier
 from support.service import TEST, run_models_command, serving
 from tritonclient import http as triton
 
-from app.cli import models
 from app.settings import Settings
 from app.store import Store
 
 LABELS = ["cat", "dog", "bird"]
 OPSETS = [make_opsetid("", 17), make_opsetid("ai.onnx.ml", 3)]
-
-
-def add(store: Path, model: ModelProto | bytes, name: str = "net", *options: str) -> str:
-    """Import a model with the command line, and return its messages."""
-    file = store.parent / f"{name}.onnx"
-    file.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as messages:
-        models.main(["add", "--store", str(store), str(file), "--name", name, *options])
-    return messages.getvalue()
 
 
 def add_classifier(store: Path, model: ModelProto, name: str, *options: str, labels: str = "cat\ndog\n\nbird\n") -> str:

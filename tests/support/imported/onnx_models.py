@@ -1,15 +1,30 @@
-"""Small ONNX models for tests of the import."""
+"""Small ONNX models for tests of the import, and the command that imports them."""
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from app.cli import models
+
 OPSET = 17
+
+
+def add(store: Path, model: ModelProto | bytes | Path, name: str = "net", *options: str) -> str:
+    """Import a model or file with the command line, and return the messages of the command."""
+    file = model if isinstance(model, Path) else store.parent / f"{name}.onnx"
+    if not isinstance(model, Path):
+        file.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as messages, suppress(SystemExit):
+        models.main(["add", "--store", str(store), str(file), "--name", name, *options])
+    return messages.getvalue()
 
 
 def onnx_model(
@@ -73,14 +88,12 @@ def externalise(model: ModelProto, location: str, **entries: object) -> None:
         tensor.external_data.add(key=key, value=str(value))
 
 
-def function_model(domain: str, *functions: list[NodeProto]) -> ModelProto:
-    """Return a model that calls the function ``F0`` of a domain. Functions have the nodes of ``functions``."""
+def function_model(domain: str) -> ModelProto:
+    """Return a model that calls the function ``F0`` of a domain, which negates its input."""
     model = onnx_model([helper.make_node("F0", ["x"], ["y"], domain=domain)], {"x": ["n", 1]}, {"y": ["n", 1]})
     model.opset_import.append(helper.make_opsetid(domain, 1))
-    opsets = list(model.opset_import)
-    model.functions.extend(
-        helper.make_function(domain, f"F{index}", ["x"], ["y"], nodes, opsets) for index, nodes in enumerate(functions)
-    )
+    nodes = [helper.make_node("Neg", ["x"], ["y"])]
+    model.functions.append(helper.make_function(domain, "F0", ["x"], ["y"], nodes, list(model.opset_import)))
     return model
 
 
