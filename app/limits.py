@@ -62,6 +62,8 @@ class Limits:
     capture_bytes: int = 2**30  # of captured requests; about 300,000 small images
     captures_waiting: int = 256  # requests; each may have 16 images
     capture_days: float = 30.0  # personal data should not be kept longer without a reason
+    figures_seconds: float = 2.0  # a worker sees the feedback that another one has stored after this time
+    batch_poll_seconds: float = 1.0  # an idle process looks for new batch jobs at these intervals
 
     # app/importing
     max_import_bytes: int = 2 * 2**30  # of an archive or a file, before and after unpacking

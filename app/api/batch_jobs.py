@@ -20,7 +20,6 @@ from app.serving.models import Models
 
 log = logging.getLogger("quartet")
 
-POLL_SECONDS = 1.0
 PARALLEL = 4  # lines at the same time, so that texts are computed together
 RENEW_SECONDS = 5.0
 MAX_WAIT_SECONDS = 1.0  # a line waits at most this long for an idle service, so that a busy service makes progress
@@ -47,7 +46,7 @@ async def run_batches(app: ASGIApp, models: Models, batches: Batches) -> None:
             log.error("batch jobs: %s", errors.exceptions[0])
         except* Exception:
             log.exception("batch jobs failed")
-        await asyncio.sleep(POLL_SECONDS)
+        await asyncio.sleep(models.settings.limits.batch_poll_seconds)
 
 
 async def _run(app: ASGIApp, models: Models, batches: Batches, key: str | None, job: Batch) -> None:

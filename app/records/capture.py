@@ -21,7 +21,6 @@ from app.tasks.job import Job
 log = logging.getLogger("quartet")
 
 GATHER_SECONDS = 0.1  # requests of this time are stored in one transaction
-FIGURES_SECONDS = 2.0  # a worker sees the feedback that another one has stored after this time
 TRIM_SECONDS = 60.0
 
 
@@ -88,7 +87,7 @@ class Capture:
                     is_open = True
                 if made:
                     self.database.add(made)
-                if now > figures_at + FIGURES_SECONDS:
+                if now > figures_at + self._limits.figures_seconds:
                     self.figures, figures_at = self.database.figures(), now
                     self.drift = [
                         (name, str(version), feature, value)
@@ -107,7 +106,7 @@ class Capture:
     def _take(self) -> list[Callable[[], Captured | Compared] | None]:
         """Return what has been offered, after a while also if nothing was."""
         try:
-            taken = [self._waiting.get(timeout=FIGURES_SECONDS)]
+            taken = [self._waiting.get(timeout=self._limits.figures_seconds)]
         except queue.Empty:
             return []
         if taken[0]:

@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[2]
 
 IMAGES = ROOT / "tests" / "images"
 
-LIMITS = Limits(last_request_seconds=0.02)  # services of tests stop quickly
+# Services of tests stop quickly, and look often for feedback and batch jobs.
+LIMITS = Limits(last_request_seconds=0.02, figures_seconds=0.05, batch_poll_seconds=0.05)
 
 TEST: dict[str, Any] = {"port": 0, "threads": 1, "shutdown_grace_seconds": 1, "limits": LIMITS}
 
