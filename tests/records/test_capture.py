@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import math
 import sqlite3
-import sys
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,7 +15,7 @@ import pytest
 from PIL import Image
 from support.images import image_bytes
 from support.networks import rewrite_card
-from support.responses import metric_samples
+from support.responses import CLASSIFY, CONTINUE, FORECAST, PNG, SAMPLE, metric_samples
 from support.service import Serve
 from support.waiting import wait_until
 
@@ -27,8 +25,8 @@ from app.main import create_app
 from app.records.captured import Captured
 from app.records.database import FILE, Database
 from app.settings import Settings, SettingsError
-from app.tasks.forecasting import ForecastAnswer, ForecastJob, SeriesForecast
 from app.tasks.image_codecs import png
+from training.data.image_lists import list_images
 
 MODELS = "tiny-cnn,tiny-rnn,tiny-lstm"
 
@@ -44,15 +42,15 @@ def ask(client: httpx.Client, request_id: str, path: str, **body: Any) -> httpx.
 
 
 def test_requests_of_all_tasks_are_captured_and_measured(serve: Serve, tmp_path: Path) -> None:
-    folder, picture = tmp_path / "capture", image_bytes(size=(32, 32))
+    folder, picture = tmp_path / "capture", PNG
     with serve(capture=MODELS, records_folder=folder) as client:
-        best = ask(client, "image", "/v1/images/classify", content=picture).json()["results"][0]["predictions"]
-        ask(client, "again", "/v1/images/classify", files=[("file", ("a.png", picture))] * 2)
-        text = ask(client, "text", "/v1/text/continue", json={"prompt": "a", "max_characters": 3}).json()
-        ask(client, "stream", "/v1/text/continue", json={"prompt": "a", "max_characters": 3, "stream": True})
+        best = ask(client, "image", CLASSIFY, content=picture).json()["results"][0]["predictions"]
+        ask(client, "again", CLASSIFY, files=[("file", ("a.png", picture))] * 2)
+        text = ask(client, "text", CONTINUE, json={"prompt": "a", "max_characters": 3}).json()
+        ask(client, "stream", CONTINUE, json={"prompt": "a", "max_characters": 3, "stream": True})
         series = {"values": [1.0, 3.0] * 20, "horizon": 4, "levels": [80]}
-        forecast = ask(client, "series", "/v1/series/forecast", json=series).json()["results"][0]
-        ask(client, "digits", "/v1/images/sample", json={"count": 1})  # of a model that is not named
+        forecast = ask(client, "series", FORECAST, json=series).json()["results"][0]
+        ask(client, "digits", SAMPLE, json={"count": 1})  # of a model that is not named
         wait_until(lambda: len(stored(folder)) == 5)
 
         right, wrong = best[0]["label"], best[1]["label"]
@@ -92,8 +90,8 @@ def test_requests_of_all_tasks_are_captured_and_measured(serve: Serve, tmp_path:
 
 def test_feedback_that_does_not_fit_is_rejected(serve: Serve, tmp_path: Path) -> None:
     with serve(capture=MODELS, records_folder=tmp_path / "capture") as client:
-        ask(client, "image", "/v1/images/classify", content=image_bytes())
-        ask(client, "series", "/v1/series/forecast", json={"values": [1.0, 2.0] * 20, "horizon": 3})
+        ask(client, "image", CLASSIFY, content=PNG)
+        ask(client, "series", FORECAST, json={"values": [1.0, 2.0] * 20, "horizon": 3})
         wait_until(lambda: len(stored(tmp_path / "capture")) == 2)
         for body, status, message in (
             ({"request_id": "none", "label": "cat"}, 404, "there is no request 'none'"),
@@ -111,7 +109,7 @@ def test_feedback_that_does_not_fit_is_rejected(serve: Serve, tmp_path: Path) ->
 
 def test_without_a_model_nothing_is_captured_and_there_is_no_feedback(serve: Serve, tmp_path: Path) -> None:
     with serve(records_folder=tmp_path / "capture") as client:
-        client.post("/v1/images/sample", json={}).raise_for_status()
+        client.post(SAMPLE, json={}).raise_for_status()
         assert client.post("/v1/feedback", json={"request_id": "a", "label": "b"}).status_code == 404
         assert "/v1/feedback" not in client.get("/openapi.json").json()["paths"]
     assert stored(tmp_path / "capture") == []
@@ -119,20 +117,6 @@ def test_without_a_model_nothing_is_captured_and_there_is_no_feedback(serve: Ser
         create_app(Settings(capture="pets"))
     with pytest.raises(SettingsError, match="QUARTET_CAPTURE has 'pets:200'"):
         create_app(Settings(capture="pets:200", records_folder=tmp_path))
-
-
-def test_without_its_driver_a_postgresql_database_gives_a_clear_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "psycopg", None)
-    url = "postgresql://user:secret@host/quartet"
-    with pytest.raises(SettingsError) as error:
-        create_app(Settings(records_folder=tmp_path, records_url=url))
-    monkeypatch.setenv("QUARTET_RECORDS_URL", url)
-    assert command.main(["list", "--records", str(tmp_path)]) == 1
-    for text in (str(error.value), capsys.readouterr().err):
-        assert "needs the extra [postgres]" in text
-        assert "secret" not in text
 
 
 def test_requests_are_deleted_by_id_by_key_and_by_age(
@@ -143,7 +127,7 @@ def test_requests_are_deleted_by_id_by_key_and_by_age(
     with serve(capture="tiny-cnn", records_folder=folder, keys_file=keys) as client:
         for number, (name, size) in enumerate([("alice", (32, 32)), ("bob", (32, 32)), ("bob", (20, 32))]):
             headers = {"x-api-key": secrets[name]}
-            ask(client, str(number), "/v1/images/classify", content=image_bytes(size=size), headers=headers)
+            ask(client, str(number), CLASSIFY, content=image_bytes(size=size), headers=headers)
         wait_until(lambda: len(stored(folder)) == 3)
         for name, status in (("bob", 404), ("alice", 200)):
             body = {"request_id": "0", "label": client.get("/v1/models/tiny-cnn", headers=headers).json()["labels"][0]}
@@ -168,7 +152,7 @@ def test_requests_are_deleted_by_id_by_key_and_by_age(
 def test_a_share_of_the_requests_is_captured(serve: Serve, tmp_path: Path) -> None:
     with serve(capture="tiny-rnn:50", records_folder=tmp_path) as client:
         for number in range(40):
-            ask(client, str(number), "/v1/text/continue", json={"max_characters": 1})
+            ask(client, str(number), CONTINUE, json={"max_characters": 1})
     assert 0 < len(stored(tmp_path)) < 40
 
 
@@ -186,49 +170,37 @@ def test_the_oldest_requests_are_deleted_beyond_the_limit(tmp_path: Path, record
 
 
 def test_a_damaged_file_is_moved_aside_and_the_service_goes_on(serve: Serve, tmp_path: Path) -> None:
-    folder = tmp_path / "capture"
-    folder.mkdir()
-    (folder / FILE).write_bytes(b"not a database" * 1000)
-    with serve(capture="tiny-rnn", records_folder=folder) as client:
-        ask(client, "a", "/v1/text/continue", json={"max_characters": 1})
-        wait_until(lambda: len(stored(folder)) == 1)
-    assert len(list(folder.glob(f"{FILE}.damaged-*"))) == 1
+    (tmp_path / FILE).write_bytes(b"not a database" * 1000)
+    with serve(capture="tiny-rnn", records_folder=tmp_path) as client:
+        ask(client, "a", CONTINUE, json={"max_characters": 1})
+        wait_until(lambda: len(stored(tmp_path)) == 1)
+    assert len(list(tmp_path.glob(f"{FILE}.damaged-*"))) == 1
+
+
+def counted(client: httpx.Client, model: str, result: str) -> float:
+    return metric_samples(client).get(("quartet_captured_requests_total", ("model", model), ("result", result)), 0)
 
 
 def test_a_locked_file_loses_captures_and_no_request(serve: Serve, tmp_path: Path) -> None:
-    folder = tmp_path / "capture"
-    with serve(capture="tiny-rnn", records_folder=folder, captures_waiting=4) as client:
-        with closing(sqlite3.connect(folder / FILE)) as other:
+    with serve(capture="tiny-rnn", records_folder=tmp_path, captures_waiting=4) as client:
+        with closing(sqlite3.connect(tmp_path / FILE)) as other:
             other.execute("BEGIN IMMEDIATE")
             for number in range(20):  # more than may wait
-                ask(client, str(number), "/v1/text/continue", json={"max_characters": 1})
-        key = "quartet_captured_requests_total", ("model", "tiny-rnn")
-
-        def count(result: str) -> float:
-            return metric_samples(client).get((*key, ("result", result)), 0)
-
-        wait_until(lambda: count("stored") + count("dropped") == 20)
-        assert 4 <= len(stored(folder)) == count("stored") <= 9
+                ask(client, str(number), CONTINUE, json={"max_characters": 1})
+        wait_until(lambda: counted(client, "tiny-rnn", "stored") + counted(client, "tiny-rnn", "dropped") == 20)
+        assert 4 <= len(stored(tmp_path)) == counted(client, "tiny-rnn", "stored") <= 9
 
 
 def test_a_disk_that_cannot_be_written_loses_captures_and_no_request(serve: Serve, tmp_path: Path) -> None:
-    images, dropped = tmp_path / "images", (("model", "tiny-cnn"), ("result", "dropped"))
+    images = tmp_path / "images"
     with serve(capture="tiny-cnn", records_folder=tmp_path) as client:
         images.rmdir()
         images.touch()  # writing an image fails, as on a full disk
-        ask(client, "lost", "/v1/images/classify", content=image_bytes())
-        wait_until(lambda: metric_samples(client).get(("quartet_captured_requests_total", *dropped)) == 1)
+        ask(client, "lost", CLASSIFY, content=PNG)
+        wait_until(lambda: counted(client, "tiny-cnn", "dropped") == 1)
         images.unlink()
-        ask(client, "stored", "/v1/images/classify", content=image_bytes())
+        ask(client, "stored", CLASSIFY, content=PNG)
         wait_until(lambda: [row[0] for row in stored(tmp_path)] == ["stored"])
-
-
-def test_parts_of_arrays_are_captured() -> None:
-    column = np.arange(6.0).reshape(3, 2)[:, 1]  # not contiguous
-    forecast = SeriesForecast(column, column, {80.0: (column, column)}, None)
-    card: Any = SimpleNamespace(name="m", version=1, task="forecast", reference=None)
-    captured = Captured.of("a", None, card, ForecastJob([column]), ForecastAnswer([forecast]))  # type: ignore[list-item]
-    assert '"median":[1.0,3.0,5.0]' in captured.answer
 
 
 def test_requests_with_feedback_become_training_data(
@@ -244,9 +216,9 @@ def test_requests_with_feedback_become_training_data(
     with serve(capture=MODELS, records_folder=folder) as client:
         labels = client.get("/v1/models/tiny-cnn").json()["labels"]
         for number in range(5):
-            ask(client, str(number), "/v1/images/classify", content=image_bytes(size=(32, 20 + number)))
-        ask(client, "series", "/v1/series/forecast", json={"values": [1.0, 2.5] * 20, "horizon": 4})
-        text = ask(client, "text", "/v1/text/continue", json={"prompt": "ab", "max_characters": 3, "n": 2}).json()
+            ask(client, str(number), CLASSIFY, content=image_bytes(size=(32, 20 + number)))
+        ask(client, "series", FORECAST, json={"values": [1.0, 2.5] * 20, "horizon": 4})
+        text = ask(client, "text", CONTINUE, json={"prompt": "ab", "max_characters": 3, "n": 2}).json()
         wait_until(lambda: len(stored(folder)) == 7)
         for body in (
             *({"request_id": str(number), "label": labels[number % 2]} for number in range(5)),
@@ -255,11 +227,11 @@ def test_requests_with_feedback_become_training_data(
             {"request_id": "text", "item": 1, "text": "right"},
         ):
             client.post("/v1/feedback", json=body).raise_for_status()
-    header, *lines = exported("tiny-cnn", 5).splitlines()
-    assert header == "path,label,split"
-    expected = [f"{labels[number % 2]},{'test' if number == 4 else 'train'}" for number in range(5)]
-    assert [line.partition(",")[2] for line in lines] == expected
-    assert {Path(line.partition(",")[0]).parent for line in lines} == {folder / "images"}
+    exported("tiny-cnn", 5)
+    images = list_images(file).images
+    assert [image.labels for image in images] == [(labels[number % 2],) for number in range(5)]
+    assert [image.part for image in images] == ["train"] * 4 + ["test"]
+    assert {image.path.parent for image in images} == {folder / "images"}
     values = [*(["1.0", "2.5"] * 20), "5.0", "", "7.0"]
     assert exported("tiny-lstm", 1).splitlines() == ["series,value", *(f"series-0,{value}" for value in values)]
     assert exported("tiny-rnn", 1) == f"ab{text['results'][0]['text']}\n\nabright\n"
@@ -294,27 +266,27 @@ def test_drift_is_reported_for_full_windows(
 
     dark, bright = (png(np.full((3, 32, 32), value, dtype=np.uint8)) for value in (10, 250))
     with serve(capture="tiny-cnn,tiny-lstm,tiny-rnn", records_folder=tmp_path) as client:
-        client.post("/v1/text/continue", json={"prompt": "ab", "max_characters": 1}).raise_for_status()
-        client.post("/v1/images/classify", files=[("file", dark)] * 3).raise_for_status()
+        client.post(CONTINUE, json={"prompt": "ab", "max_characters": 1}).raise_for_status()
+        client.post(CLASSIFY, files=[("file", dark)] * 3).raise_for_status()
         wait_until(lambda: len(stored(tmp_path)) == 2)
         message = "error: tiny-cnn@1 has no drift; it needs 4 captured images, series or characters\n"
         assert (report("tiny-cnn"), drift("tiny-cnn")) == ((1, message), {})
-        client.post("/v1/images/classify", content=dark).raise_for_status()
+        client.post(CLASSIFY, content=dark).raise_for_status()
         wait_until(lambda: drift("tiny-cnn") == {"brightness": 0.0})
-        client.post("/v1/images/classify", files=[("file", bright)] * 4).raise_for_status()
+        client.post(CLASSIFY, files=[("file", bright)] * 4).raise_for_status()
         huge = {"values": [1e300, -1e300] * 20, "horizon": 2}  # squares overflow
-        client.post("/v1/series/forecast", json=huge).raise_for_status()
+        client.post(FORECAST, json=huge).raise_for_status()
         rising = {"values": [0.0] * 30 + [100.0] * 10, "horizon": 2}
         for _ in range(3):
-            client.post("/v1/series/forecast", json=rising).raise_for_status()
+            client.post(FORECAST, json=rising).raise_for_status()
         wait_until(lambda: drift("tiny-cnn")["brightness"] > 1 and drift("tiny-lstm"))
         assert drift("tiny-cnn") == {"brightness": pytest.approx(2 * math.log(1.005 / 0.005) / 0.5)}
         one_sided = pytest.approx(0.5 * math.log(1.005 / 0.005) / 0.25)
         assert drift("tiny-lstm")["seasonality"] == one_sided
         assert report("tiny-rnn")[0] == 1  # two characters
-        client.post("/v1/text/continue", json={"prompt": "abab", "max_characters": 1}).raise_for_status()
+        client.post(CONTINUE, json={"prompt": "abab", "max_characters": 1}).raise_for_status()
         wait_until(lambda: drift("tiny-rnn") == {"character": 0.0})
-        client.post("/v1/text/continue", json={"prompt": "b" * 50, "max_characters": 1}).raise_for_status()
+        client.post(CONTINUE, json={"prompt": "b" * 50, "max_characters": 1}).raise_for_status()
         wait_until(lambda: drift("tiny-rnn")["character"] > 1)
     assert report("tiny-cnn") == (0, "brightness    21.21  drift\n")
     assert report("tiny-gan") == (1, "error: tiny-gan@1 has no drift; it needs a reference\n")

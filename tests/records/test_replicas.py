@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,16 @@ def test_replicas_share_requests_feedback_and_jobs(
     assert list((folder / "images").iterdir()) == []
 
 
-def test_a_service_does_not_start_without_its_database(tmp_path: Path) -> None:
+def test_without_its_server_or_its_driver_a_database_gives_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     url = "postgresql://quartet:secret@127.0.0.1:9/records"
-    with pytest.raises(SettingsError, match="the records cannot be read or written now") as error:
-        create_app(Settings(records_folder=tmp_path, records_url=url))
-    assert "secret" not in str(error.value)
+    monkeypatch.setenv("QUARTET_RECORDS_URL", url)
+    for message in ("the records cannot be read or written now", "needs the extra [postgres]"):
+        with pytest.raises(SettingsError) as error:
+            create_app(Settings(records_folder=tmp_path, records_url=url))
+        assert command.main(["list", "--records", str(tmp_path)]) == 1
+        for text in (str(error.value), capsys.readouterr().err):
+            assert message in text
+            assert "secret" not in text
+        monkeypatch.setitem(sys.modules, "psycopg", None)

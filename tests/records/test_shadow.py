@@ -47,7 +47,9 @@ def test_answers_of_both_versions_are_compared_and_measured(serve: Serve, tiny_s
     for name in MODELS:
         publish_tiny(tiny_store, name)
         Store(tiny_store).activate(name, 1)
-    with serve(admin_key=KEY, capture=",".join(MODELS), records_folder=tmp_path / "records") as client:
+    with serve(
+        store_poll_seconds=0.02, admin_key=KEY, capture=",".join(MODELS), records_folder=tmp_path / "records"
+    ) as client:
         labels = client.get("/v1/models/tiny-cnn").json()["labels"]
         for version, image in product(answers, images):
             answer = client.post(f"/v1/images/classify?model=tiny-cnn@{version}&top_k=10", content=image).json()
