@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -45,15 +44,6 @@ def order(queue: FairQueue[Item]) -> str:
 def test_callers_take_turns() -> None:
     assert order(queue_of(*[Item("a")] * 4, *[Item("b")] * 2, Item("c"))) == "abcabaa"
     assert order(queue_of(*[Item(None)] * 3)) == "---"
-
-
-def test_a_late_caller_gets_an_equal_share_from_its_arrival_on() -> None:
-    queue = queue_of(*[Item("a") for _ in range(100)])
-    for _ in range(50):
-        queue.pop()
-    for _ in range(50):
-        queue.append(Item("b"))
-    assert Counter(queue.pop().caller for _ in range(40)) == {"a": 20, "b": 20}
 
 
 def test_a_new_caller_does_not_wait_behind_others_after_items_were_taken() -> None:

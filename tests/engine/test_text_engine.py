@@ -114,8 +114,7 @@ async def test_a_text_is_reported_with_its_times() -> None:
     assert (member.queued_at, member.started_at, member.ended_at) == (1000.0, 1000.0, 1001.25)
 
 
-@pytest.mark.parametrize("preempting", [False, True])
-async def test_each_text_is_the_same_in_a_batch_and_alone(tmp_path: Path, executor: Executor, preempting: bool) -> None:
+async def test_each_text_is_the_same_in_a_batch_and_alone(tmp_path: Path, executor: Executor) -> None:
     """Sixty texts with random lengths and settings share eight slots. Every fifth text is cancelled on its way."""
     generator = TextGenerator(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
     rng = random.Random(0)
@@ -134,7 +133,7 @@ async def test_each_text_is_the_same_in_a_batch_and_alone(tmp_path: Path, execut
             generator.step([sequence])
         alone.append((sequence.text, sequence.finish_reason))
 
-    limits = replace(ONE_STEP, preempt_after_seconds=0, preempt_check_seconds=0) if preempting else Limits()
+    limits = replace(ONE_STEP, preempt_after_seconds=0, preempt_check_seconds=0)
     engine: Any = TextEngine("m", generator.step, generator.seconds, executor, RecordingObserver(), 8, 99, limits)  # type: ignore[arg-type]
     tasks = []
     for begin in range(0, 60, 3):

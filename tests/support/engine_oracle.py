@@ -120,7 +120,7 @@ class Oracle:
         self.alone: list[Any] = []  # members of a failed computation that must be computed alone
         self.broken_until = 0.0
         self.closed, self.stops_at, self.stop_raced = False, math.inf, False
-        self.failures, self.recoveries, self.failed_at, self.breaker_known = 0, 0, 0.0, True
+        self.failures, self.failed_at, self.breaker_known = 0, 0.0, True
         self.racing = False  # whether a request that raced may still be in the queue
         self.worked = False  # whether the last computation had no error
         self.seconds_per_row, self.rate_known = 0.0, True
@@ -202,7 +202,7 @@ class Oracle:
     def note_success(self) -> None:
         """Reset the circuit breaker after a computation without an error, such as a round of texts."""
         if self.worked:
-            self.failures, self.recoveries, self.breaker_known, self.worked = 0, 0, True, False
+            self.failures, self.breaker_known, self.worked = 0, True, False
 
     def fault(self, members: Sequence[Any]) -> type[Exception] | None:
         """Return the error that the network raises for these members."""
@@ -244,8 +244,6 @@ class Oracle:
     def fail(self, job: Any, answer: type[Exception]) -> None:
         now = self.loop.time()
         if job.request in self.requests and now < self.stops_at and answer is InferenceFailed:
-            late = now - self.failed_at >= self.limits.breaker_reset_seconds
-            self.recoveries += self.failures >= self.limits.breaker_failures and late
             self.failures, self.failed_at = self.failures + 1, now
         job.outcome = answer
         self.waiting = [other for other in self.waiting if other is not job]
@@ -275,9 +273,8 @@ class Oracle:
             assert request.answer is None or self.holds_answers(), "an answer is late"
         if self.breaker_known:
             late = now - self.failed_at >= self.limits.breaker_reset_seconds
-            breaker = self.engine.circuit_breaker
-            assert breaker.is_open() == (self.failures >= self.limits.breaker_failures and not late)
-            assert breaker.failed_recoveries == self.recoveries
+            is_open = self.failures >= self.limits.breaker_failures and not late
+            assert self.engine.circuit_breaker.is_open() == is_open
 
     def holds_answers(self) -> bool:
         return False
