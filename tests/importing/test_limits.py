@@ -7,17 +7,14 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import torch
-from support.imported.onnx_models import externalise, linear_model, message
-from support.responses import ADMIN_HEADERS, ADMIN_KEY
+from support.imported.onnx_models import externalise, linear_model
+from support.responses import ADMIN_HEADERS, ADMIN_KEY, assert_rejected
 from support.service import ROOT, Serve, run_models_command
 from support.waiting import wait_until
 from torch import Tensor, nn
@@ -25,35 +22,22 @@ from torch import Tensor, nn
 from app.importing.limits import run_limited
 from app.store import Store
 
-PATH = "/v1/admin/add"
 MAX_MIB = 1700
 
 
-def zipped(path: Path, **entries: bytes) -> bytes:
+def zipped(path: Path, entries: dict[str, bytes]) -> bytes:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
-            archive.writestr(name.replace("_", "."), content)
+            archive.writestr(name, content)
     return path.read_bytes()
-
-
-@contextmanager
-def admin(serve: Serve) -> Iterator[httpx.Client]:
-    with serve(store_poll_seconds=0.02, admin_key=ADMIN_KEY) as client:
-        client.headers.update(ADMIN_HEADERS)
-        yield client
-
-
-def rejected(client: httpx.Client, query: dict[str, str], content: bytes) -> str:
-    answer = client.post(PATH, params=query, content=content, timeout=120)
-    assert answer.status_code == 400, answer.text
-    return str(answer.json()["error"]["message"])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_small_upload_that_becomes_large_is_rejected_within_limited_memory(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
-    zipped(tmp_path / "upload", net_onnx=message(8, b"") + message(7, b"\x0a\x00" * (50 * 2**20)))  # empty nodes
+    empty_nodes = b"\x3a\x80\x80\x80\x32" + b"\x0a\x00" * (50 * 2**20)  # a graph of 100 MiB
+    zipped(tmp_path / "upload", {"net.onnx": b"\x42\x00" + empty_nodes})
     code = (
         "import resource, sys; from app.importing.limits import run_limited; status = run_limited(sys.argv[1:], 120); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024); sys.exit(status)"
@@ -66,37 +50,44 @@ def test_a_small_upload_that_becomes_large_is_rejected_within_limited_memory(tmp
     assert int(result.stdout) < MAX_MIB
 
 
-def test_an_import_that_takes_too_long_is_stopped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "net.onnx").write_bytes(linear_model()[0].SerializeToString())
-    assert run_limited(["add", str(tmp_path / "net.onnx"), "--name", "net", "--store", str(tmp_path)], 0.01) == 1
-    assert capfd.readouterr().err == "error: the import took more than 0.01 s\n"
-
-
-def test_an_import_that_is_killed_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The package ``onnx`` is replaced by a file that kills the process, as the operating system does."""
-    (tmp_path / "onnx.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
-    (tmp_path / "net.onnx").write_bytes(b"x")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
-        patch.chdir(tmp_path)
-        assert run_limited(["add", "net.onnx", "--name", "net", "--store", str(tmp_path)]) == 1
-    reason = "ended by SIGKILL: it may need too much memory, or divide integers by 0"
-    assert capfd.readouterr().err == f"error: the import was {reason}\n"
+@pytest.mark.parametrize(
+    ("code", "seconds", "reason"),
+    [
+        ("import signal\nsignal.pause()", 0.1, "took more than 0.1 s"),
+        (
+            "import os\nos.kill(os.getpid(), 9)",  # as the operating system does
+            60,
+            "was ended by SIGKILL: it may need too much memory, or divide integers by 0",
+        ),
+    ],
+)
+def test_the_end_of_an_import_process_is_an_error(
+    code: str,
+    seconds: float,
+    reason: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The code runs when the process starts, instead of the import."""
+    (tmp_path / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run_limited(["add", "net.onnx"], seconds) == 1
+    assert capfd.readouterr().err == f"error: the import {reason}\n"
 
 
 def test_an_uploaded_network_is_served(serve: Serve, tmp_path: Path) -> None:
     model, matrix = linear_model()
     externalise(model, "matrix.bin", length=matrix.nbytes)
     model.doc_string = "\x7f" * 2**21  # the upload is written in parts of 1 MiB
-    content = zipped(tmp_path / "net.zip", net_onnx=model.SerializeToString(), matrix_bin=matrix.tobytes())
-    with admin(serve) as client:
-        assert (
-            client.post(PATH, params={"name": "net"}, content=content, headers={"authorization": ""}).status_code == 401
-        )
-        assert rejected(client, {"name": "net"}, model.SerializeToString()).endswith(
-            "over HTTP, send a ZIP archive of the model and its data"
-        )
-        answer = client.post(PATH, params={"name": "net", "licence": "MIT"}, content=content, timeout=60)
+    file = model.SerializeToString()
+    content = zipped(tmp_path / "net.zip", {"net.onnx": file, "matrix.bin": matrix.tobytes()})
+    with serve(store_poll_seconds=0.02, admin_key=ADMIN_KEY) as client:
+        client.headers.update(ADMIN_HEADERS)
+        path = "/v1/admin/add?name=net&licence=MIT"
+        rejected = client.post(path, content=file)
+        assert_rejected(rejected, 400, "body", "over HTTP, send a ZIP archive of the model and its data")
+        answer = client.post(path, content=content)
         assert answer.status_code == 200, answer.text
         assert (answer.json()["imported"], answer.json()["task"]) == (1, "infer")
         wait_until(lambda: client.get("/v1/models/net").status_code == 200)

@@ -95,11 +95,3 @@ def function_model(domain: str) -> ModelProto:
     nodes = [helper.make_node("Neg", ["x"], ["y"])]
     model.functions.append(helper.make_function(domain, "F0", ["x"], ["y"], nodes, list(model.opset_import)))
     return model
-
-
-def message(number: int, content: bytes) -> bytes:
-    """Return a field of a protocol buffer that is a text or a message."""
-    length, size = len(content), b""
-    while length >= 0x80:
-        size, length = size + bytes([length & 0x7F | 0x80]), length >> 7
-    return bytes([number << 3 | 2]) + size + bytes([length]) + content
