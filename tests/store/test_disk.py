@@ -14,19 +14,6 @@ from app.store import Store, catalogue
 from app.store.disk import LOCK, STALE_SCRATCH_SECONDS, Disk
 
 
-def test_a_replaced_file_has_the_new_content_and_all_may_read_it(tmp_path: Path) -> None:
-    file = tmp_path / "file.json"
-    for content in (b"old", b"new"):
-        before = os.umask(0o077)
-        try:
-            Disk().replace(file, content)
-        finally:
-            os.umask(before)
-        assert file.read_bytes() == content
-        assert stat.S_IMODE(file.stat().st_mode) == 0o644
-    assert list(tmp_path.iterdir()) == [file]
-
-
 def test_the_file_that_a_killed_process_left_is_removed_and_not_changed(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text("left")
@@ -42,13 +29,6 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "tiny-gan" / "active.json")
     problem = "tiny-gan/active.json cannot be read: it is not a regular file"
     assert [row["problem"] for row in catalogue.verify(Store(tmp_path))] == ["", problem, ""]
-
-
-def test_a_lock_excludes_others_until_it_is_released(tmp_path: Path) -> None:
-    with Disk().lock(tmp_path), pytest.raises(BlockingIOError), Disk().lock(tmp_path, wait=False):
-        pass
-    with Disk().lock(tmp_path, wait=False):
-        pass
 
 
 def test_changes_are_made_under_the_lock_of_the_store(three: Path) -> None:
@@ -93,12 +73,14 @@ def test_a_publication_removes_its_scratch_folder_and_old_ones_of_killed_process
     assert list(Store(tmp_path).versions()) == [("tiny-gan", 1)]
 
 
-def test_published_files_are_readable_by_other_users(tmp_path: Path) -> None:
+def test_all_files_are_readable_by_other_users(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
-        folder = publish_tiny(tmp_path, "tiny-gan").folder
+        for _ in range(2):
+            folder = publish_tiny(tmp_path, "tiny-gan").folder
+            Store(tmp_path).activate("tiny-gan", 1)
     finally:
         os.umask(before)
-    for path in (folder.parent, folder, *folder.iterdir()):
+    for path in (tmp_path / "defaults.json", *folder.parent.iterdir(), *folder.iterdir()):
         assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444, path
         assert path.stat().st_mode & 0o111 == (0o111 if path.is_dir() else 0), path

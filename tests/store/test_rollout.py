@@ -33,23 +33,15 @@ def active(folder: Path) -> int | None:
     [
         (Rollout(), set(), (4, None, 3)),
         (Rollout(), {4, 3}, (2, None, 1)),
-        (Rollout(), {1, 2, 3, 4}, (None, None, None)),
         (Rollout(retired=[4, 2]), set(), (3, None, 1)),
-        (Rollout(active=2), set(), (2, None, None)),
-        (Rollout(active=2, history=[4, 1]), set(), (2, None, 1)),
         (Rollout(active=2, history=[4, 1]), {1}, (2, None, 4)),
         (Rollout(active=2, history=[4, 1], retired=[1]), set(), (2, None, 4)),
         (Rollout(active=2, history=[1]), {2}, (1, None, None)),  # a version of the history comes before a newer one
         (Rollout(active=9, history=[1]), set(), (1, None, None)),
-        (Rollout(active=9), set(), (4, None, None)),
-        (Rollout(history=[1, 4]), set(), (4, None, 1)),  # after `activate latest`
         (Rollout(history=[1, 3]), set(), (4, None, 3)),  # version 4 was published later
         (Rollout(history=[1, 2]), set(), (4, None, 3)),
-        (Rollout(active=2, canary=Canary(version=3, share=5)), set(), (2, 3, None)),
         (Rollout(canary=Canary(version=3, share=5)), set(), (4, 3, 3)),
-        (Rollout(canary=Canary(version=3, share=5)), {3}, (4, None, 2)),
         (Rollout(canary=Canary(version=3, share=5)), {4}, (3, None, 2)),  # the canary has become active
-        (Rollout(canary=Canary(version=9, share=5)), set(), (4, None, 3)),
     ],
 )
 def test_one_function_decides_which_versions_are_active_canary_and_previous(
@@ -119,7 +111,10 @@ def test_a_finished_canary_leaves_the_policy_as_it_was(three: Path, policy: str)
 
 
 def test_an_activated_canary_can_be_rolled_back(three: Path) -> None:
-    Store(three).activate(NAME, 2, share=0.5)
+    start = datetime.now(UTC).replace(microsecond=0)
+    canary = Store(three).activate(NAME, 2, share=12.5)
+    assert canary.by == "activate 2 --share 12.5"
+    assert start <= datetime.fromisoformat(canary.changed) <= datetime.now(UTC)
     promoted = Store(three).activate(NAME, 2)
     assert (promoted.active, promoted.canary, promoted.history) == (2, None, [3])
     assert Store(three).rollback(NAME).active == 3
@@ -182,31 +177,15 @@ def test_a_new_version_does_not_get_the_number_of_a_removed_version(three: Path)
     assert publish_tiny(three, NAME).card.version == 6
 
 
-def test_the_file_has_the_command_and_the_time_of_the_last_change(three: Path) -> None:
-    start = datetime.now(UTC).replace(microsecond=0)
-    changed = Store(three).activate(NAME, 2, share=12.5)
-    assert changed.by == "activate 2 --share 12.5"
-    assert start <= datetime.fromisoformat(changed.changed) <= datetime.now(UTC)
-    assert (three / NAME / FILE).read_text() == json.dumps(changed.model_dump(), indent=2) + "\n"
-
-
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        ('{"active": "two"}', r"active: Input should be a valid integer, found 'two'$"),
-        ('{"canary": {"version": 1, "share": "' + "x" * 100 + '"}}', rf"canary\.share: .*, found '{'x' * 80}'$"),
-        ("{", "the file: Invalid JSON"),
-    ],
-)
-def test_an_invalid_rollout_file_is_reported_with_its_key(three: Path, content: str, sentence: str) -> None:
-    (three / NAME / FILE).write_text(content)
+def test_an_invalid_rollout_file_is_reported_with_its_key(three: Path) -> None:
+    (three / NAME / FILE).write_text('{"canary": {"version": 1, "share": "' + "x" * 100 + '"}}')
     changes: list[Callable[[str], object]] = [
         Store(three).rollout,
         Store(three).rollback,
         lambda name: publish_tiny(three, name),
     ]
     for change in changes:
-        with pytest.raises(StoreError, match=rf"^tiny-gan/active\.json: {sentence}"):
+        with pytest.raises(StoreError, match=rf"^tiny-gan/active\.json: canary\.share: .*, found '{'x' * 80}'$"):
             change(NAME)
     assert Store(three).numbers(NAME) == [1, 2, 3]
 
@@ -215,13 +194,12 @@ def test_all_served_versions_of_a_model_have_the_same_task(three: Path, tmp_path
     tiny_cnn = publish_tiny(tmp_path / "other", "tiny-cnn")
     shutil.copytree(tiny_cnn.folder, three / NAME / "4")  # no command publishes such a version
     rewrite_card(three / NAME / "4", name=NAME, version=4)
-    for version, other, tasks in ((4, 1, ("classify", "sample")), (1, 4, ("sample", "classify"))):
-        sentence = (
-            f"^tiny-gan@{version}: task is '{tasks[0]}', expected '{tasks[1]}' as for tiny-gan@{other}; "
-            f"use another name, or retire the versions for '{tasks[1]}'$"
-        )
-        with pytest.raises(StoreError, match=sentence):
-            Store(three).activate(NAME, version)
+    sentence = (
+        "^tiny-gan@4: task is 'classify', expected 'sample' as for tiny-gan@1; "
+        "use another name, or retire the versions for 'sample'$"
+    )
+    with pytest.raises(StoreError, match=sentence):
+        Store(three).activate(NAME, 4)
     with pytest.raises(StoreError, match=r"^tiny-gan@4: task is 'classify'"):
         Store(three).activate(NAME, "latest")
     with pytest.raises(StoreError, match=r"^tiny-gan@5: task is 'sample', expected 'classify' as for tiny-gan@4"):

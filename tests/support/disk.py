@@ -2,71 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from app.store.disk import Disk
 
 Watch = Callable[[str, Path], object]
-
-
-def _nothing(call: str, path: Path) -> None:
-    pass
+READS = ("list", "open")
+CHANGES = ("write", "set_mode", "sync", "make_folder", "rename", "remove", "lock")
 
 
 class WatchedDisk(Disk):
     """Calls ``before(call, path)`` before each call, and ``after(call, path)`` after each call that does not read."""
 
-    def __init__(self, before: Watch = _nothing, after: Watch = _nothing) -> None:
-        self.before = before
-        self.after = after
+    def __init__(self, before: Watch = lambda call, path: None, after: Watch = lambda call, path: None) -> None:
+        self.before, self.after = before, after
 
-    @contextmanager
-    def _watched(self, call: str, path: Path) -> Iterator[None]:
-        self.before(call, path)
-        yield
-        self.after(call, path)
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        return partial(self.watched, name, found) if name in (*READS, *CHANGES) else found
 
-    def list(self, folder: Path) -> list[str]:
-        self.before("list", folder)
-        return super().list(folder)
-
-    def open(self, path: Path) -> IO[bytes]:
-        self.before("open", path)
-        return super().open(path)
-
-    def write(self, path: Path, chunks: Iterable[bytes]) -> None:
-        with self._watched("write", path):
-            super().write(path, chunks)
-
-    def set_mode(self, path: Path, bits: int) -> None:
-        with self._watched("set_mode", path):
-            super().set_mode(path, bits)
-
-    def sync(self, path: Path) -> None:
-        with self._watched("sync", path):
-            super().sync(path)
-
-    def make_folder(self, path: Path) -> None:
-        with self._watched("make_folder", path):
-            super().make_folder(path)
-
-    def rename(self, source: Path, target: Path) -> None:
-        with self._watched("rename", source):
-            super().rename(source, target)
-
-    def remove(self, path: Path) -> None:
-        with self._watched("remove", path):
-            super().remove(path)
-
-    @contextmanager
-    def lock(self, folder: Path, wait: bool = True) -> Iterator[None]:
-        with self._watched("lock", folder):
-            pass
-        with super().lock(folder, wait):
-            yield
+    def watched(self, name: str, call: Callable[..., Any], path: Path, *arguments: Any, **options: Any) -> Any:
+        self.before(name, path)
+        result = call(path, *arguments, **options)
+        if name in CHANGES:
+            self.after(name, path)
+        return result
 
 
 def failing(*failures: tuple[str, Path], error: OSError | None = None) -> WatchedDisk:
@@ -118,32 +82,25 @@ class CrashDisk(WatchedDisk):
     def _after(self, call: str, path: Path) -> None:
         if call == "sync":
             self._unsynced.discard(path)
-        if self._remaining == 0:
-            self.crash()
         self._remaining -= 1
-
-    def crash(self) -> None:
-        self.happened = True
-        for path in self._unsynced:
-            with suppress(FileNotFoundError):
-                path.chmod(0o600)
-                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        raise Killed
+        if self._remaining == -1:
+            self.happened = True
+            for each in self._unsynced:
+                with suppress(FileNotFoundError):
+                    each.chmod(0o600)
+                    each.write_bytes(each.read_bytes()[: each.stat().st_size // 2])
+            raise Killed
 
     def write(self, path: Path, chunks: Iterable[bytes]) -> None:
-        self._before("write", path)
         content = b"".join(chunks)
-        Disk.write(self, path, [content[: len(content) // 2]])
+        super().write(path, [content[: len(content) // 2]])
         self._after("write", path)  # half of the content
         with path.open("ab") as file:
             file.write(content[len(content) // 2 :])
         self._unsynced.add(path)
-        self._after("write", path)
 
     def rename(self, source: Path, target: Path) -> None:
-        self._before("rename", source)
-        Disk.rename(self, source, target)
+        super().rename(source, target)
         self._unsynced = {
             target / path.relative_to(source) if path.is_relative_to(source) else path for path in self._unsynced
         }
-        self._after("rename", source)

@@ -96,17 +96,6 @@ def test_a_heat_map_is_grad_cam_of_the_likeliest_class(tmp_path: Path) -> None:
         assert heat == pytest.approx((expected / max(float(expected.max()), 1e-12)).numpy(), abs=1e-5)
 
 
-def test_with_tta_explain_returns_the_same_probabilities(whitened: WhitenedNet, tmp_path: Path) -> None:
-    labels = {"labels": [str(label) for label in range(10)]}
-    card = tiny_card("w", "classify", "whitened-net", {"widths": [26, 30, 30]}, labels)
-    Store(tmp_path).publish(card, whitened.state_dict())
-    classifier = ImageClassifier(Store(tmp_path).read("w", 1), torch.device("cpu"), tta=True)
-    images = list(noise_images(3))
-    for (class_probabilities, heat), alone in zip(classifier.explain(images), classifier.predict(images), strict=True):
-        assert class_probabilities == pytest.approx(alone, abs=1e-6)
-        assert heat.max() <= 1
-
-
 def test_a_heat_map_covers_the_image_at_its_own_size() -> None:
     heat = np.zeros((4, 4), np.float32)
     heat[0, 0] = 1
@@ -267,7 +256,7 @@ def test_the_predictor_uses_bfloat16_only_where_it_is_faster(
         monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda supported=supported: supported)
         monkeypatch.setattr("app.tasks.precision._bfloat16_is_faster", lambda faster=faster: faster)
         dtype = torch.bfloat16 if supported and faster else torch.float32
-        classifier = ImageClassifier(Store(tmp_path).read("w", 1), torch.device("cpu"))
+        classifier = ImageClassifier(Store(tmp_path).read("w", 1), torch.device("cpu"), tta=True)
         assert classifier.network.groups[0].conv2.weight.dtype == dtype
         ((class_probabilities, heat),) = classifier.explain(list(noise_images(1)))
         assert class_probabilities == pytest.approx(classifier.predict(list(noise_images(1)))[0], abs=1e-6)

@@ -133,13 +133,6 @@ def test_only_known_seasons_are_repeated() -> None:
     assert reading.ahead[0, 0, -4:].tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
-def test_the_memory_of_the_smoothing_starts_with_the_series(smoothing: GlobalForecaster) -> None:
-    """Missing values before the first value do not change the forecast."""
-    values = series(1, 30).tolist()
-    short, padded = smoothing.predict([smoothing.parse(values, 6), smoothing.parse([None] * 5 + values, 6)])
-    assert padded.quantiles == pytest.approx(short.quantiles, abs=1e-5)
-
-
 def test_intervals_of_short_series_are_wider(smoothing: GlobalForecaster) -> None:
     """For ``SHORT_SERIES`` values, intervals are twice as wide as the network computes."""
     network: Any = smoothing.network
@@ -149,30 +142,6 @@ def test_intervals_of_short_series_are_wider(smoothing: GlobalForecaster) -> Non
         quantiles, reading = network(values, torch.tensor([1])), network.read(values, torch.tensor([1]))
         raw = torch.stack([member(reading) for member in network.members]).mean(0).double() * reading.scale
     assert torch.allclose(quantiles.diff(dim=2), 2 * raw.diff(dim=2))
-
-
-@pytest.mark.parametrize(("kind", "max_ratio"), [("trend", 0.85), ("level", 0.85), ("walk", 1.15)])
-def test_the_shipped_forecaster_beats_the_seasonal_naive_forecast(
-    shipped_forecaster: GlobalForecaster, kind: str, max_ratio: float
-) -> None:
-    """For a random walk, an error that is 15% higher is allowed, because the last value is the best forecast."""
-    items, actual, naive = [], [], []
-    for seed in range(30):
-        random = np.random.default_rng(seed)
-        time, noise = np.arange(324.0), random.normal(size=324)
-        daily = 3 * np.sin(2 * np.pi * time / 24 + seed)
-        values = {
-            "trend": 0.1 * time + daily + noise,
-            "level": noise,
-            "walk": noise.cumsum(),
-        }[kind]
-        season = 24 if kind == "trend" else 1
-        items.append(shipped_forecaster.parse(values[:300].tolist(), 24))
-        actual.append(values[300:])
-        naive.append(values[300 - season : 300][np.arange(24) % season])
-    medians = np.stack([forecast.median for forecast in shipped_forecaster.predict(items)])
-    error, naive_error = (np.abs(np.stack(actual) - forecast).mean() for forecast in (medians, np.stack(naive)))
-    assert error < max_ratio * naive_error
 
 
 @pytest.mark.parametrize("season", [1, 7])

@@ -222,73 +222,49 @@ def test_a_prompt_read_at_once_gives_the_text_and_log_probabilities_of_single_st
         assert np.allclose(record.top_values, other.top_values, atol=1e-4)
 
 
-Read = Callable[[torch.Tensor, torch.Tensor], Any]
+class RoundedSteps:
+    """Steps that compute each row alone. If ``wrong(characters)``, they round differently, but not in float64."""
 
+    def __init__(self, steps: Any, wrong: Callable[[torch.Tensor], bool]) -> None:
+        self.steps, self.wrong = steps, wrong
 
-class RoundedNetwork:
-    """A network that computes each row alone. ``change`` maps its reading methods to others that round differently."""
+    def alone(self, characters: torch.Tensor, state: torch.Tensor) -> Any:
+        rows = [self.steps.read(*row) for row in zip(characters.split(1), state.split(1), strict=True)]
+        return tuple(map(torch.cat, zip(*rows, strict=True)))
 
-    def __init__(self, version: Version, change: Callable[[Read], Read]) -> None:
-        self.network, self.change = version.network(), change
+    def read(self, characters: torch.Tensor, state: torch.Tensor) -> Any:
+        hidden, state = self.alone(characters, state)
+        return self.rounded(characters, hidden), state
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.network, name)
+    def read_many(self, characters: torch.Tensor, state: torch.Tensor) -> Any:
+        outputs = []
+        for own in characters.unbind(1):
+            hidden, state = self.alone(own, state)
+            outputs.append(hidden)
+        return self.rounded(characters, torch.stack(outputs, dim=1)), state
 
-    def to(self, device: torch.device) -> RoundedNetwork:
-        return self
+    def rounded(self, characters: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden * (1 + 1e-6 * (hidden.dtype == torch.float32 and self.wrong(characters)))
 
-    def double(self) -> RoundedNetwork:
-        self.network = self.network.double()
-        return self
-
-    def for_generation(self) -> Any:
-        steps = self.network.for_generation()
-        read, logits = steps.read, steps.logits
-
-        def read_alone(characters: torch.Tensor, state: torch.Tensor) -> Any:
-            rows = [read(*row) for row in zip(characters.split(1), state.split(1), strict=True)]
-            return tuple(map(torch.cat, zip(*rows, strict=True)))
-
-        def read_many(characters: torch.Tensor, state: torch.Tensor) -> Any:
-            outputs = []
-            for own in characters.unbind(1):
-                hidden, state = read_alone(own, state)
-                outputs.append(hidden)
-            return torch.stack(outputs, dim=1), state
-
-        steps.logits = lambda hidden: torch.cat([logits(row) for row in hidden.split(1)])
-        many = hasattr(steps, "read_many")
-        steps.read = read_alone if many else self.change(read_alone)
-        if many:
-            steps.read_many = self.change(read_many)
-        return steps
-
-
-def rounded(wrong: Callable[[torch.Tensor], bool]) -> Callable[[Read], Read]:
-    """Return a change that rounds the outputs for the characters for which ``wrong`` is true, but not in float64."""
-
-    def change(read: Read) -> Read:
-        def changed(characters: torch.Tensor, state: torch.Tensor) -> Any:
-            hidden, state = read(characters, state)
-            return hidden * (1 + 1e-6 * (hidden.dtype == torch.float32 and wrong(characters))), state
-
-        return changed
-
-    return change
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.steps.logits(row) for row in hidden.split(1)])
 
 
 @pytest.mark.parametrize(
     ("wrong", "min_rows", "dtype"),
     [
         (lambda characters: False, 1, torch.float32),
-        (lambda characters: characters.shape[1] >= 64, 1, torch.float64),
+        (lambda characters: characters.dim() == 1 and len(characters) > 5, 1, torch.float64),
+        (lambda characters: characters.dim() == 2 and characters.shape[1] >= 64, 1, torch.float64),
         (lambda characters: characters.numel() < MIN_ROWS, MIN_ROWS, torch.float32),
     ],
 )
-def test_padding_and_float64_are_used_if_reading_many_characters_rounds_differently(
+def test_padding_and_float64_are_used_if_rounding_depends_on_the_batch_or_block(
     gated_version: Version, wrong: Callable[[torch.Tensor], bool], min_rows: int, dtype: torch.dtype
 ) -> None:
-    network = RoundedNetwork(gated_version, rounded(wrong))
+    network = gated_version.network()
+    steps = network.for_generation
+    network.for_generation = lambda: RoundedSteps(steps(), wrong)
     generator = TextGenerator(gated_version, torch.device("cpu"), network)
     generator.warm_up(8)
     assert (generator.min_rows, generator.initial_state.dtype) == (min_rows, dtype)
@@ -321,15 +297,6 @@ def test_batch_invariant_detects_rounding_that_depends_on_the_batch() -> None:
     assert torch.equal(pad(rows)[:9], rows)
     assert [len(pad(rows[:count], 1)) for count in (1, 2, 3, 8, 9)] == [1, 2, 4, 8, 16]
     assert pad(rows[:1]).tolist() == [rows[0].tolist(), *[[0.0] * 3] * (MIN_ROWS - 1)]
-
-
-def test_float64_is_used_if_rounding_depends_on_the_batch(continuer: TextGenerator, tmp_path: Path) -> None:
-    version = Store(tmp_path).read("tiny-rnn", 1)
-    network = RoundedNetwork(version, rounded(lambda characters: len(characters) > 5))
-    generator = TextGenerator(version, torch.device("cpu"), network)
-    generator.warm_up(8)
-    assert generator.initial_state.dtype == torch.float64
-    assert finish(generator, begin(generator, "abc")).text == finish(continuer, begin(continuer, "abc")).text
 
 
 def test_prompts_that_take_too_long_to_read_are_rejected(continuer: TextGenerator) -> None:
@@ -446,7 +413,7 @@ def test_log_probs_of_a_prompt_equal_those_of_one_pass(continuer: TextGenerator)
 
 def test_recorded_positions_can_be_read_while_another_is_added() -> None:
     """A stream reads the log-probabilities on another thread than the one that generates the text."""
-    record, read = LogProbs(3), list[Any]()
+    record, read = LogProbs(1), list[Any]()
 
     class ReadArray(array):  # type: ignore[type-arg]
         def append(self, value: float) -> None:
@@ -458,11 +425,10 @@ def test_recorded_positions_can_be_read_while_another_is_added() -> None:
             read.append(list(record.likeliest()))
 
     record.tokens, record.top_indices, record.top_values = ReadArray("d"), ReadArray("i"), ReadArray("d")
-    rows = [[-1.0, -2.0, -3.0, -4.0], [-8.0, -7.0, -6.0, -5.0], [-1.0, -2.0, -3.0, -4.0]]
-    for row in rows:
+    for row in ([-1.0, -2.0], [-4.0, -3.0]):
         record_log_probs([record], np.array([row]), np.array([0]))
-    best = [[(0, -1.0), (1, -2.0), (2, -3.0)], [(3, -5.0), (2, -6.0), (1, -7.0)], [(0, -1.0), (1, -2.0), (2, -3.0)]]
-    assert read == [best[:count] for count in (0, 0, 1, 1, 1, 2, 2, 2, 3)]
+    first, second = [(0, -1.0)], [(1, -3.0)]
+    assert read == [[], [], [first], [first], [first], [first, second]]
 
 
 def test_a_failed_step_counts_and_records_nothing(continuer: TextGenerator) -> None:
@@ -508,16 +474,12 @@ def test_a_finished_text_does_not_keep_the_states_of_its_batch(continuer: TextGe
 
 
 def test_the_memory_of_a_text_is_known_before_it_is_generated(continuer: TextGenerator) -> None:
-    texts = continuer.prepare(ContinueJob(["abc" * 200], 300, 1.0, 10, seed=0, n=2, log_probs=2))
-    prompt = texts[0].prompt
-    prompt.log_probs = LogProbs(3)
-    expected = ContinueJob([]).memory_bytes(texts)
+    texts = continuer.prepare(ContinueJob(["abc" * 200], 300, 1.0, 10, seed=0, n=2, log_probs=2, echo=True))
+    prompt, expected = texts[0].prompt, ContinueJob([]).memory_bytes(texts)
     for text in texts:
         finish(continuer, text)
-    arrays = [prompt.characters, *(text.uniforms for text in texts)]
     records = [prompt.log_probs, *(text.options.log_probs for text in texts if text.options)]
-    total = sum(array.nbytes for array in arrays)
-    for record in records:
-        assert record
-        total += sum(len(values) * values.itemsize for values in (record.tokens, record.top_indices, record.top_values))
+    arrays = [[each.tokens, each.top_indices, each.top_values] for each in records if each]
+    total = sum(len(values) * values.itemsize for each in arrays for values in each)
+    total += sum(values.nbytes for values in (prompt.characters, *(text.uniforms for text in texts)))
     assert expected - 100 < total <= expected
