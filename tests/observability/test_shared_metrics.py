@@ -46,6 +46,9 @@ def test_metrics_of_workers_are_added_up_and_those_of_dead_workers_and_removed_v
         assert {generate(service, count=3) for _ in range(6)} == {1}  # new connections reach both workers
         before = of_version(service, 1)
         assert (before["quartet_batch_rows_sum"], size) == (18, 2 * 4 * (4 * 8 + 8 + 8 * 784 + 784))
+        running = service.connect()  # a request that never ends
+        running.sendall(b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        wait_until(lambda: samples(service)["quartet_requests_running",] == 2)
         shutil.rmtree(folder)  # as systemd does when the last session of a login user ends
         for _ in range(2):
             old = min(service.workers)
@@ -55,6 +58,8 @@ def test_metrics_of_workers_are_added_up_and_those_of_dead_workers_and_removed_v
             assert [found[name] for name in SUMS] == [before[name] for name in SUMS]
             assert samples(service)["quartet_planned_workers",] == 2
             wait_until(lambda: samples(service)["quartet_workers",] == 2)
+        running.close()
+        assert samples(service)["quartet_requests_running",] == 1  # the one for /metrics
         for number in (2, 3):
             version = publish_tiny(tiny_store, "tiny-gan")
             wait_until(lambda number=number: {generate(service) for _ in range(4)} == {number})
