@@ -7,6 +7,7 @@ until it is over.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -43,11 +44,6 @@ TENSORS: dict[str, dict[str, Any]] = {
 }
 
 
-def infer(client: httpx.Client, model: str) -> httpx.Response:
-    """Send a valid request to a model through the Open Inference Protocol."""
-    return client.post(f"/v2/models/{model}/infer", json={"inputs": [TENSORS[model]]})
-
-
 OUT_OF_MEMORY = [
     raising(MemoryError("secret")),
     raising(RuntimeError("could not create a primitive")),
@@ -57,21 +53,19 @@ FAULTS: list[Fault] = [raising(RuntimeError("secret")), *OUT_OF_MEMORY]
 WRONG_ROWS: list[Fault] = [lambda outputs, *_: outputs[:0], lambda outputs, *_: torch.cat([outputs, outputs])]
 
 
-@pytest.mark.parametrize("model", REQUESTS)
-def test_requests_to_a_broken_network_get_an_error_until_it_works_again(
-    serve: Serve, faults: dict[str, Fault], model: str
-) -> None:
-    task, path, body = REQUESTS[model]
-    kinds = FAULTS + WRONG_ROWS * (task == "classify")
+def test_requests_to_a_broken_network_get_an_error_until_it_works_again(serve: Serve, faults: dict[str, Fault]) -> None:
     with serve() as client:
-        first = client.post(path, **body)
-        for fault in kinds:
-            faults[task] = fault
-            assert_all_requests_fail(client, model, out_of_memory=fault in OUT_OF_MEMORY)
-            del faults[task]
-            assert client.post(path, **body).status_code == first.status_code == 200
-            assert client.get("/health/ready").status_code == 200
-        assert metric_samples(client)["quartet_failures_total", ("model", model), ("version", "1")] >= 8 * len(kinds)
+        for model, (task, path, body) in REQUESTS.items():
+            kinds = FAULTS + WRONG_ROWS * (task == "classify")
+            assert client.post(path, **body).status_code == 200
+            for fault in kinds:
+                faults[task] = fault
+                assert_all_requests_fail(client, model, out_of_memory=fault in OUT_OF_MEMORY)
+                del faults[task]
+                assert client.post(path, **body).status_code == 200
+                assert client.get("/health/ready").status_code == 200
+            failures = metric_samples(client)["quartet_failures_total", ("model", model), ("version", "1")]
+            assert failures >= 8 * len(kinds)
 
 
 def assert_all_requests_fail(client: httpx.Client, model: str, out_of_memory: bool) -> None:
@@ -94,25 +88,25 @@ def assert_all_requests_fail(client: httpx.Client, model: str, out_of_memory: bo
         assert (client.post(other_path, **other_body).status_code == 200) is (name != model)
 
 
-@pytest.mark.parametrize("model", [*REQUESTS, "tiny-forecaster"])
-def test_nan_or_infinite_outputs_give_500(serve: Serve, tiny_store: Path, faults: dict[str, Fault], model: str) -> None:
+def test_nan_or_infinite_outputs_give_500(serve: Serve, tiny_store: Path, faults: dict[str, Fault]) -> None:
     publish_tiny(tiny_store, "tiny-forecaster")
-    task, path, body = REQUESTS.get(model, ("forecast", "/v1/series/forecast", {"json": {"values": SERIES}}))
-    if "json" in body:
-        body = {"json": {**body["json"], "model": model}}
     with serve() as client:
-        requests = [partial(client.post, path, **body)] + [partial(infer, client, model)] * (model in TENSORS)
-        if task == "continue":
-            requests.append(partial(client.post, path, json={**body["json"], "stream": True}))
-        for value in (float("nan"), float("inf")):
-            faults[task] = lambda outputs, *_, value=value: outputs * value
-            for send in requests:
+        series = partial(client.post, "/v1/series/forecast", json={"values": SERIES, "model": "tiny-forecaster"})
+        stream = partial(client.post, "/v1/text/continue", json={"prompt": "abc", "stream": True})
+        requests: list[tuple[str, Callable[[], httpx.Response]]] = [("forecast", series), ("continue", stream)]
+        for model, (task, path, body) in REQUESTS.items():
+            tensors = {"inputs": [TENSORS[model]]}
+            requests.append((task, partial(client.post, path, **body)))
+            requests.append((task, partial(client.post, f"/v2/models/{model}/infer", json=tensors)))
+        for task, send in requests:
+            for value in (float("nan"), float("inf")):
+                faults[task] = lambda outputs, *_, value=value: outputs * value
                 answer = send()
                 error = answer.json()["error"]
                 assert answer.status_code == 500
                 assert isinstance(error, str) or error["code"] == "inference_failed"
-            del faults[task]
-            assert {send().status_code for send in requests} == {200}
+                del faults[task]
+                assert send().status_code == 200
 
 
 def test_one_failing_image_does_not_make_the_service_unready(serve: Serve, faults: dict[str, Fault]) -> None:
@@ -137,7 +131,7 @@ def test_a_hung_network_makes_requests_fail_at_their_deadline_only(serve: Serve,
 
         def send(model: str) -> httpx.Response:
             _, path, body = REQUESTS[model]
-            return client.post(path, headers={"x-request-timeout": "2"}, **body)
+            return client.post(path, headers={"x-request-timeout": "0.6"}, **body)
 
         answers = [pool.submit(send, "tiny-gan")]
         assert held.entered.wait(30)

@@ -36,24 +36,20 @@ def keys(tmp_path: Path) -> tuple[Path, dict[str, str]]:
 
 
 @contextmanager
-def stalled(*files: Path) -> Iterator[None]:
-    """Replace files with pipes without a writer: opening one of them blocks until the end of the context."""
-    contents = {file: file.read_bytes() for file in files}
-    for file in files:
-        pipe = file.with_suffix(".pipe")
-        os.mkfifo(pipe)
-        pipe.replace(file)
+def stalled(file: Path) -> Iterator[None]:
+    """Replace a file with a pipe without a writer: opening the file blocks until the end of the context."""
+    content, pipe = file.read_bytes(), file.with_suffix(".pipe")
+    file.unlink()
+    os.mkfifo(file)
     try:
         yield
     finally:
-        for file, content in contents.items():
-            pipe = file.with_suffix(".old")
-            file.rename(pipe)
-            file.write_bytes(content)
-            handle = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # readers that wait for the pipe can continue
-            os.write(handle, content)
-            pipe.unlink()
-            os.close(handle)
+        file.rename(pipe)
+        file.write_bytes(content)
+        handle = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # readers that wait for the pipe can continue
+        os.write(handle, content)
+        pipe.unlink()
+        os.close(handle)
 
 
 def test_requests_are_answered_while_the_store_and_the_key_file_are_stalled(
