@@ -23,10 +23,6 @@ METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others may need much mem
 DAMAGED = (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, OSError, zlib.error)
 
 
-class BadArchive(StoreError):
-    """The file is not the archive of a version. The message states what is wrong."""
-
-
 def export_version(store: Store, name: str, version: int) -> Iterator[bytes]:
     """Verify a version, and return its archive in chunks. Raises VersionNotFound and StoreError."""
     chunks = _packed(store, store.verify(name, version).folder, [CARD, WEIGHTS, *store.pictures(name, version)])
@@ -55,14 +51,13 @@ def import_archive(
     The unpacked files may have at most ``max_bytes`` bytes. ``activate``: see ``Store.add``.
 
     Raises:
-        BadArchive: the file is not the archive of a version, or is too large.
         RolloutRefused: the store already has a version with this number.
-        StoreError: the version is invalid.
+        StoreError: the file is not the archive of a version, or is too large, or the version is invalid.
     """
     try:
         archive = zipfile.ZipFile(file)
     except DAMAGED as error:
-        raise BadArchive(f"the file is not a ZIP archive: {error}") from None
+        raise StoreError(f"the file is not a ZIP archive: {error}") from None
     with archive, store.disk.scratch(store.folder) as scratch:
         entries = _entries(archive, max_bytes)
         content = b"".join(_chunks(archive, entries.pop(CARD)))
@@ -73,27 +68,27 @@ def import_archive(
 
 
 def _entries(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, zipfile.ZipInfo]:
-    """Return the entries of an archive by name. Raises BadArchive if an entry is missing or not allowed."""
+    """Return the entries of an archive by name. Raises StoreError if an entry is missing or not allowed."""
     entries: dict[str, zipfile.ZipInfo] = {}
     for entry in archive.infolist():
         name = entry.filename
         is_known = name in (CARD, WEIGHTS) or PICTURE.fullmatch(name)
         if not is_known or name in entries or entry.compress_type not in METHODS:
             allowed = f"{CARD}, {WEIGHTS} and pictures such as curves.png are allowed, each once, stored or deflated"
-            raise BadArchive(f"entry {shorten(name)}: only {allowed}")
+            raise StoreError(f"entry {shorten(name)}: only {allowed}")
         entries[name] = entry
     for name in (CARD, WEIGHTS):
         if name not in entries:
-            raise BadArchive(f"entry {name!r} is missing")
+            raise StoreError(f"entry {name!r} is missing")
     if (size := sum(entry.file_size for entry in entries.values())) > max_bytes:
-        raise BadArchive(f"the archive has {size:,} bytes unpacked; the maximum is {max_bytes:,}")
+        raise StoreError(f"the archive has {size:,} bytes unpacked; the maximum is {max_bytes:,}")
     return entries
 
 
 def _chunks(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
-    """Yield the content of an entry, which has at most ``entry.file_size`` bytes. Raises BadArchive for damage."""
+    """Yield the content of an entry, which has at most ``entry.file_size`` bytes. Raises StoreError for damage."""
     try:
         with archive.open(entry) as source:
             yield from iter(partial(source.read, CHUNK_BYTES), b"")
     except DAMAGED as error:
-        raise BadArchive(f"entry {entry.filename!r} cannot be unpacked: {error}") from None
+        raise StoreError(f"entry {entry.filename!r} cannot be unpacked: {error}") from None
