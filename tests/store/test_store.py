@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 import subprocess
 import sys
@@ -90,8 +89,6 @@ def test_an_invalid_version_is_not_published(tmp_path: Path) -> None:
 
 INVALID: list[tuple[str, Callable[[Path], object], str]] = [
     ("no card", lambda folder: (folder / "card.json").unlink(), r"^tiny-gan/1/card\.json cannot be read: No such file or directory$"),
-    ("card cut", lambda folder: os.truncate(folder / "card.json", 100), r"^tiny-gan/1/card\.json: the file: Invalid JSON"),
-    ("weights cut", lambda folder: os.truncate(folder / "model.safetensors", 100), r"^tiny-gan/1/model\.safetensors: sha256 is \w{64}, expected \w{64} as on the card$"),
     ("unknown field of a tensor", lambda folder: rewrite_card(folder, inputs=[{"name": "x", "dtype": "int8", "shape": [1], "layout": "NHWC"}]), r"inputs\.0\.layout: Extra inputs are not permitted"),
     ("other name", lambda folder: rewrite_card(folder, name="other"), r"^tiny-gan/1/card\.json: name is 'other', expected 'tiny-gan' as in the path$"),
     ("unknown kind", lambda folder: rewrite_card(folder, kind="gru"), r"^tiny-gan/1/card\.json: kind is 'gru', expected one of lenet, "),
@@ -101,8 +98,6 @@ INVALID: list[tuple[str, Callable[[Path], object], str]] = [
     ("as many layers as tensors", lambda folder: rewrite_card(folder, kind="gated-rnn", task="continue", sizes={"vocabulary": 5, "layers": 4}),
      r"^tiny-gan/1/model\.safetensors: tensor '.*' has shape none: it is missing, expected "),
     ("unknown size", lambda folder: rewrite_card(folder, sizes={"depth": 3}), r"^tiny-gan/1/card\.json: sizes {'depth': 3} do not make a gan-generator: .*depth"),
-    ("other sizes", lambda folder: rewrite_card(folder, sizes={"latent": 5, "hidden": [8]}),
-     r"^tiny-gan/1/model\.safetensors: tensor 'layers\.0\.weight' has shape \(8, 4\), expected \(8, 5\)$"),
     ("beyond float32", lambda folder: rewrite_weights(folder, lambda t: t.update({"layers.0.bias": torch.full((8,), 1e300, dtype=torch.float64)})),
      "8 non-finite values"),
     ("unknown type", lambda folder: raw_weights(folder, b'{"x":{"dtype":"F8_E8M0","shape":[1],"data_offsets":[0,1]}}', b"\0"), "not a safetensors|is of"),
@@ -128,9 +123,6 @@ def test_unknown_fields_of_a_newer_service_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "tiny-gan" / FILE).write_text('{"active": 1, "mirror": 2}')
     assert Store(tmp_path).verify("tiny-gan", 1).card.speed
     assert Store(tmp_path).rollout("tiny-gan").active == 1
-    rewrite_card(folder, seed="drop")
-    with pytest.raises(StoreError, match=r"^tiny-gan/1/card\.json: seed: Field required"):
-        Store(tmp_path).card("tiny-gan", 1)
 
 
 def test_other_files_and_folders_are_not_versions(tmp_path: Path) -> None:

@@ -19,41 +19,30 @@ from app.store.version import Version
 
 VOCABULARY = [*"\n abcdefghij", store.UNKNOWN_CHARACTER]
 
-TINY: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
-    "tiny-cnn": ("classify", "lenet", {"conv": [2, 3], "hidden": [8, 8]}, {"labels": list("abcdefghij")}),
-    "tiny-rnn": (
-        "continue",
-        "character-rnn",
-        {"vocabulary": len(VOCABULARY), "hidden": 8},
-        {"vocabulary": VOCABULARY},
-    ),
-    "tiny-lstm": ("forecast", "series-lstm", {"window": 10, "hidden": 4}, {"residuals": [0.1, 0.2, 0.3]}),
-    "tiny-gan": ("sample", "gan-generator", {"latent": 4, "hidden": [8]}, {}),
-}
 
 CONDITIONAL: dict[str, Any] = {"latent": 4, "classes": 3, "widths": [4, 3, 2]}
 
+LABELS: dict[str, Any] = {"labels": list("abcdefghij")}
+
 FORECASTER: dict[str, Any] = {"context": 24, "patch": 12, "horizon": 6, "hidden": 8, "lags": 2, "members": 2}
 
-SECOND_NETWORKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
-    "tiny-cgan": ("sample", "conditional-generator", CONDITIONAL, {"labels": ["x", "y", "z"]}),
-    "tiny-forecaster": ("forecast", "forecaster", FORECASTER, {}),
+
+SMALL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # sizes of a small network of each kind, fields of its card
+    "lenet": ({"conv": [2, 3], "hidden": [8, 8]}, LABELS),
+    "digit-net": ({"conv": [2, 3], "features": 4}, LABELS),
+    "whitened-net": ({"widths": [4, 4, 4]}, LABELS),
+    "efficientnet-lite": ({"classes": 10, "image": 64, "widths": [4] * 9, "blocks": [1] * 7}, LABELS),
+    "character-rnn": ({"vocabulary": len(VOCABULARY), "hidden": 8}, {"vocabulary": VOCABULARY}),
+    "gated-rnn": ({"vocabulary": len(VOCABULARY), "hidden": 8, "layers": 2}, {"vocabulary": VOCABULARY}),
+    "series-lstm": ({"window": 10, "hidden": 4}, {"residuals": [0.1, 0.2, 0.3]}),
+    "forecaster": ({**FORECASTER, "smoothings": 3, "lag_forecasts": True}, {}),
+    "gan-generator": ({"latent": 4, "hidden": [8]}, {}),
+    "conditional-generator": (CONDITIONAL, {"labels": ["x", "y", "z"]}),
 }
 
-TEXT = {"vocabulary": len(VOCABULARY), "hidden": 8, "layers": 2}
+TINY = {"tiny-cnn": "lenet", "tiny-rnn": "character-rnn", "tiny-lstm": "series-lstm", "tiny-gan": "gan-generator"}
 
-SMALL: dict[str, dict[str, Any]] = {  # sizes of a small network of each kind
-    "lenet": TINY["tiny-cnn"][2],
-    "digit-net": {"conv": [2, 3], "features": 4},
-    "whitened-net": {"widths": [4, 4, 4]},
-    "efficientnet-lite": {"classes": 10, "image": 64, "widths": [4] * 9, "blocks": [1] * 7},
-    "character-rnn": TEXT,
-    "gated-rnn": TEXT,
-    "series-lstm": TINY["tiny-lstm"][2],
-    "forecaster": {**FORECASTER, "smoothings": 3, "lag_forecasts": True},
-    "gan-generator": TINY["tiny-gan"][2],
-    "conditional-generator": CONDITIONAL,
-}
+SECOND_NETWORKS = {"tiny-cgan": "conditional-generator", "tiny-forecaster": "forecaster"}
 
 
 def tiny_card(name: str, task: str, kind: str, sizes: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
@@ -82,8 +71,10 @@ def tiny_card(name: str, task: str, kind: str, sizes: dict[str, Any], fields: di
 
 def tiny_version(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return the card and the tensors of a tiny network with new random weights."""
-    task, kind, sizes, fields = {**TINY, **SECOND_NETWORKS}[name]
-    return tiny_card(name, task, kind, sizes, fields), build(kind, sizes).state_dict()
+    kind = {**TINY, **SECOND_NETWORKS}[name]
+    sizes, fields = SMALL[kind]
+    sizes = FORECASTER if kind == "forecaster" else sizes
+    return tiny_card(name, str(KINDS[kind].task), kind, sizes, fields), build(kind, sizes).state_dict()
 
 
 def publish_tiny(folder: Path, name: str) -> Version:
@@ -109,14 +100,8 @@ def publish_network(
 
 def publish_small(folder: Path, kind: str, name: str) -> Version:
     """Publish a small network of a kind, with random weights that are always the same."""
-    fields = {"continue": {"vocabulary": VOCABULARY}, "classify": {"labels": list("abcdefghij")}}.get(
-        str(KINDS[kind].task), {}
-    )
-    if kind == "series-lstm":
-        fields = {"residuals": [0.1, 0.2]}
-    elif kind == "conditional-generator":
-        fields = {"labels": ["x", "y", "z"]}
-    return publish_network(folder, name, kind, SMALL[kind], 0, **fields)
+    sizes, fields = SMALL[kind]
+    return publish_network(folder, name, kind, sizes, 0, **fields)
 
 
 def rewrite_card(folder: Path, **changes: object) -> None:

@@ -305,7 +305,7 @@ def test_prompts_that_take_too_long_to_read_are_rejected(continuer: TextGenerato
         r"^prompt has {} characters, which tiny-rnn reads in 0\.3 s; "
         r"the maximum is 0\.25 s, which is about {} characters$"
     )
-    for prompts, message in ((["a" * 30], problem.format(30, 25)), (["a" * 20, "b" * 20], problem.format(40, 33))):
+    for prompts, message in ((["a" * 30, "b"], problem.format(30, 25)), (["a" * 20, "b" * 20], problem.format(40, 33))):
         with pytest.raises(BadValue, match=message):
             continuer.prepare(ContinueJob(prompts=prompts))
     for prompts in (["a" * 25], ["a" * 15, "b" * 15]):  # two prompts are read together, in 0.015 s per character

@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 from support import processes
 from support.imported.onnx_models import linear_classifier, linear_model
-from support.networks import TINY, publish_network, publish_tiny, rewrite_card
+from support.networks import SMALL, publish_network, publish_tiny, rewrite_card
 from support.responses import metric_samples
 from support.service import IMAGES, ROOT, Serve, run_models_command
 from support.tables import PRODUCTS, shop_table
@@ -883,7 +883,7 @@ def test_the_chosen_mode_is_visible_with_forced_colours(serve: Serve, open_page:
 def test_long_names_fit_a_phone(serve: Serve, tiny_store: Path, open_page: Open) -> None:
     name, width = "n" * 64, 320
     labels = [f"{digit}" * 100 for digit in range(10)]
-    publish_network(tiny_store, f"c{name[1:]}", "lenet", TINY["tiny-cnn"][2], labels=labels)
+    publish_network(tiny_store, f"c{name[1:]}", "lenet", SMALL["lenet"][0], labels=labels)
     columns = [{"name": "p" * 100, "mean": 2.5, "scale": 1.0, "coefficient": -0.2}]
     publish_network(tiny_store, name, series={"season": 7, "known": {"columns": columns}})
     with serve() as client:
