@@ -27,7 +27,7 @@ from support.service import make_settings
 from app.errors import NotReady, QuartetError, RetiredModel, TooManyVersions, UnknownModel, UnloadedModel
 from app.observability.metrics import Metrics
 from app.serving.models import Models
-from app.store import WEIGHTS, Rollout
+from app.store import WEIGHTS, Roles, Rollout
 from app.tasks import SAMPLE
 
 pytestmark = pytest.mark.anyio
@@ -81,20 +81,20 @@ class Oracle:
         rollout, versions = self.seen.rollouts[name], self.seen.versions.get(name, {})
         return [n for n in sorted(versions) if n not in rollout.retired and (name, n) not in self.failed]
 
+    def roles(self, name: str) -> Roles:
+        return self.seen.rollouts[name].roles(self.usable(name))
+
     def active(self, name: str) -> int | None:
-        rollout, usable = self.seen.rollouts[name], self.usable(name)
-        chosen = [rollout.active, *reversed(rollout.history)] if rollout.active else []
-        return next((n for n in [*chosen, *reversed(usable)] if n in usable), None)
+        return self.roles(name).active
 
     def canary(self, name: str) -> int | None:
-        canary = self.seen.rollouts[name].canary
-        return canary.version if canary and canary.version in {*self.usable(name)} - {self.active(name)} else None
+        canary = self.roles(name).canary
+        return canary.version if canary else None
 
     def resident(self, name: str) -> list[int]:
-        rollout = self.seen.rollouts[name]
+        rollout, previous = self.seen.rollouts[name], self.roles(name).previous
         if rollout.unloaded:
             return []
-        previous = rollout.roles(self.usable(name)).previous
         kept = previous if previous in rollout.history else None
         return [n for n in (self.active(name), self.canary(name), kept) if n is not None]
 

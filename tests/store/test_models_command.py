@@ -192,15 +192,10 @@ def test_a_full_disk_and_an_exited_reader_are_noticed_before_the_exit(
 def test_characters_outside_the_encoding_of_the_output_are_escaped(
     three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "\udcff.zip"  # a file name that is not UTF-8
     rewrite_card(three / NAME / "3", metrics={"Güte": {"value": 1, "split": "test"}})
     with (tmp_path / "output").open("w", encoding="ascii") as file, redirect_stdout(file):
-        for command in (["show", NAME], ["export", NAME, str(path)]):
-            assert run_models_command(capsys, three, *command)[0] == 0
-    output = (tmp_path / "output").read_text("ascii")
-    assert "G\\xfcte 1" in output
-    assert "\\udcff.zip: " in output
-    assert path.exists()
+        assert run_models_command(capsys, three, "show", NAME)[0] == 0
+    assert "G\\xfcte 1" in (tmp_path / "output").read_text("ascii")
 
 
 @pytest.mark.parametrize("command", ["app.models list", "app.keys --help"])

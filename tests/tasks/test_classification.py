@@ -81,8 +81,7 @@ def test_the_fast_operations_without_gradients_equal_the_simple_ones(count: int)
         assert torch.equal(max_pool(odd), torch.nn.functional.max_pool2d(odd, 2))
 
 
-def test_a_heat_map_is_grad_cam_of_the_likeliest_class(tmp_path: Path) -> None:
-    classifier = ImageClassifier(publish_tiny(tmp_path, "tiny-cnn"), torch.device("cpu"))
+def test_a_heat_map_is_grad_cam_of_the_likeliest_class(classifier: ImageClassifier) -> None:
     torch.manual_seed(0)
     images = list(torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8))
     for image, (class_probabilities, heat) in zip(images, classifier.explain(images), strict=True):
@@ -270,28 +269,22 @@ def test_convolutions_are_initialised_as_the_identity() -> None:
     assert network.groups[0].conv2(x).equal(x)
 
 
-def jpeg() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "JPEG")
-    return file.getvalue()
-
-
+JPEG = save_image(Image.new("RGB", (8, 8)), "JPEG")
 END = b"\xff\xd9"  # of a JPEG
 SCANS = b"\xff\xda\0\2" * 100
 
 
 def test_scans_of_a_jpeg_are_counted_across_the_borders_of_bands() -> None:
-    content = jpeg().removesuffix(END).ljust(2**20 - 1, b"\0") + SCANS
+    content = JPEG.removesuffix(END).ljust(2**20 - 1, b"\0") + SCANS
     with pytest.raises(TooLarge, match="101 scans"):
         ImageDecoder(3, 32).open(content, max_pixels=100)
 
 
 def test_markers_of_scans_that_are_not_read_do_not_count() -> None:
-    content = jpeg()
     comment = b"\xff\xfe" + (2 + len(SCANS)).to_bytes(2, "big") + SCANS
-    for photo in (content + SCANS, content[:2] + comment + content[2:]):  # behind the image, and in a comment
+    for photo in (JPEG + SCANS, JPEG[:2] + comment + JPEG[2:]):  # behind the image, and in a comment
         image = ImageDecoder(3, 8).parse(photo, max_pixels=100)
-        assert torch.equal(image, ImageDecoder(3, 8).parse(content, max_pixels=100))
+        assert torch.equal(image, ImageDecoder(3, 8).parse(JPEG, max_pixels=100))
 
 
 @pytest.mark.parametrize(
@@ -307,7 +300,7 @@ def test_markers_of_scans_that_are_not_read_do_not_count() -> None:
 )
 def test_scans_cannot_be_hidden(before: bytes) -> None:
     with pytest.raises(TooLarge, match="101 scans; the maximum is 100"):
-        ImageDecoder(3, 32).open(jpeg().removesuffix(END) + before + SCANS, max_pixels=100)
+        ImageDecoder(3, 32).open(JPEG.removesuffix(END) + before + SCANS, max_pixels=100)
 
 
 def test_weights_have_the_memory_format_of_the_network() -> None:
