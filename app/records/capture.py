@@ -8,7 +8,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from app.limits import Limits
@@ -42,7 +41,8 @@ class Capture:
     ) -> None:
         self.database, self.shares, self.count = database, shares, count
         self._limits = limits
-        self._waiting: queue.Queue[Callable[[], Captured | Compared] | None] = queue.Queue(limits.captures_waiting)
+        # Queue, which has a limit, takes four times as long for each request.
+        self._waiting: queue.SimpleQueue[Callable[[], Captured | Compared] | None] = queue.SimpleQueue()
         self._cards: dict[tuple[str, int], Card] = {}  # of captured requests
         self.drift: list[tuple[str, str, str, float]] = []  # model, version, feature, and its drift
         self.figures: list[FeedbackFigure] = []  # what feedback says about the answers, at most a few seconds old
@@ -62,16 +62,15 @@ class Capture:
         self._put(compared.model, lambda: compared)
 
     def _put(self, model: str, make: Callable[[], Captured | Compared]) -> None:
-        try:
-            self._waiting.put_nowait(make)
-        except queue.Full:
+        if self._waiting.qsize() < self._limits.captures_waiting:
+            self._waiting.put(make)
+        else:
             self.count(model, "dropped")
 
     def close(self) -> None:
         """Store the requests that wait, unless the disk does not answer."""
-        with suppress(queue.Full):
-            self._waiting.put(None, timeout=LOCK_SECONDS)
-            self._thread.join(LOCK_SECONDS)
+        self._waiting.put(None)
+        self._thread.join(LOCK_SECONDS)
 
     def _run(self) -> None:
         """Store requests, update ``figures`` and delete old requests until ``close`` is called."""

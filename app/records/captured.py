@@ -67,6 +67,10 @@ class Captured:
         pixels = [image.numpy() for image in getattr(job, "pixels", ())]
         return Captured(request, card.name, card.version, card.task, job_text, answer_json(job, answer), key, pixels)
 
+    def row(self) -> Sequence[Any]:
+        """Return the row of the table of requests."""
+        return self.request, self.time, self.key, self.model, self.version, self.task, self.job, self.answer
+
     def digests(self) -> list[str]:
         """Return the SHA-256 of the shape and the pixels of each image."""
         return [hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest() for image in self.pixels]

@@ -19,7 +19,7 @@ from collections import namedtuple
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +37,7 @@ from app.tasks.image_codecs import png
 log = logging.getLogger("quartet")
 
 FILE = "records.db"
+STATEMENT_ROWS = 500  # a statement of SQLite may have 32,766 values
 LOCK_SECONDS = 5  # a transaction of another worker takes milliseconds
 POSTGRES_LOCK = 7_370_283  # any number that other programs do not use for a lock of this database
 PLACEHOLDER = re.compile(r":([a-z_]+)")
@@ -97,8 +98,18 @@ class Rows:
     def execute(self, statement: str, values: Mapping[str, Any] = {}) -> Any:  # it is not changed
         return self._connection.execute(self._translate(statement), values)
 
-    def executemany(self, statement: str, values: Sequence[Mapping[str, Any]]) -> None:
-        self._connection.cursor().executemany(self._translate(statement), values)
+    def insert(self, table: str, rows: Sequence[Sequence[Any]], on_conflict: str = "DO NOTHING") -> None:
+        """Insert rows, which have a value for each column of the table.
+
+        A statement inserts many rows. With one for each row, SQLite would release Python's lock for each row, and get
+        it back late while the service is busy.
+        """
+        mark = "?" if isinstance(self._connection, sqlite3.Connection) else "%s"
+        for start in range(0, len(rows), STATEMENT_ROWS):
+            some = rows[start : start + STATEMENT_ROWS]
+            marks = ", ".join([f"({', '.join([mark] * len(some[0]))})"] * len(some))
+            statement = f"INSERT INTO {table} VALUES {marks} ON CONFLICT {on_conflict}"
+            self._connection.execute(statement, list(chain.from_iterable(some)))
 
 
 @lru_cache
@@ -196,22 +207,15 @@ class Database:
         requests = [each for each in records if isinstance(each, Captured)]
         copies = [each for each in records if isinstance(each, Compared)]
         with self.transaction() as rows:
-            rows.executemany(
-                "INSERT INTO requests VALUES (:request, :time, :key, :model, :version, :task, :job, :answer) "
-                "ON CONFLICT DO NOTHING",
-                [vars(each) for each in requests],
-            )
-            rows.executemany(
-                "INSERT INTO images VALUES (:request, :position, :digest, :bytes) ON CONFLICT DO NOTHING",
-                [
-                    {
-                        "request": each.request, "position": position, "digest": digest,
-                        "bytes": self._store(digest, pixels),
-                    }
-                    for each in requests
-                    for position, (digest, pixels) in enumerate(zip(each.digests(), each.pixels, strict=True))
-                ],
-            )  # fmt: skip
+            rows.insert("requests", [each.row() for each in requests])
+            images = [
+                (each.request, position, digest, pixels)
+                for each in requests
+                for position, (digest, pixels) in enumerate(zip(each.digests(), each.pixels, strict=True))
+            ]
+            different = {digest: pixels for _, _, digest, pixels in images}
+            sizes = {digest: self._store(digest, pixels) for digest, pixels in different.items()}
+            rows.insert("images", [(*position, digest, sizes[digest]) for *position, digest, _ in images])
             for copy in copies:
                 values = "SELECT id, :version, :answer FROM requests WHERE id = :request ON CONFLICT DO NOTHING"
                 if rows.execute(f"INSERT INTO shadows {values}", vars(copy)).rowcount:
@@ -220,14 +224,14 @@ class Database:
     @staticmethod
     def _measure(rows: Rows, request: str, measured: Mapping[int, Iterable[Measured]]) -> None:
         """Store measurements by version. They replace those of the same item, step and name."""
-        rows.executemany(
-            "INSERT INTO figures VALUES (:request, :version, :item, :step, :name, :value) "
-            "ON CONFLICT (request, version, item, step, name) DO UPDATE SET value = excluded.value",
+        rows.insert(
+            "figures",
             [
-                {"request": request, "version": version, **vars(each)}
+                (request, version, each.item, each.step, each.name, each.value)
                 for version, own in measured.items()
                 for each in own
             ],
+            "(request, version, item, step, name) DO UPDATE SET value = excluded.value",
         )
 
     def _store(self, digest: str, pixels: np.ndarray) -> int:
