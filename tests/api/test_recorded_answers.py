@@ -15,6 +15,7 @@ import math
 import os
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from api.recorded.requests import LIMITS, Recorded, all_requests, build_store, protected_requests
+from api.recorded.requests import KEY, LIMITS, Recorded, all_requests, build_store, protected_requests
 from jsonschema import Draft202012Validator
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -57,21 +58,23 @@ def test_answers_of_all_endpoints_are_as_recorded(folder: Path) -> None:
 
 def test_answers_of_a_protected_service_are_as_recorded(folder: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    key = key_file.add(keys, "alice")
+    keys.write_text(f"alice {key_file.digest(KEY).hex()}\n")
     settings = Settings(
         store=folder, keys_file=keys, cors_origins="https://page.example", trusted_hosts="www.example.org", **TEST
     )
     with serving(settings) as client:
-        compare(PROTECTED, client, protected_requests(key))
+        compare(PROTECTED, client, protected_requests())
 
 
-def compare(path: Path, client: httpx.Client, requests: Iterable[Recorded]) -> None:
+def compare(path: Path, client: httpx.Client, requests: list[Recorded]) -> None:
     """Send the requests, and compare their answers with the file ``path``, or record them."""
+    names: Counter[str] = Counter()
     answers, document = {}, client.get("/openapi.json").json()
     for request in requests:
-        assert request.name not in answers, request.name
+        names[str(request)] += 1
+        name = f"{request} ({names[str(request)]})" if names[str(request)] > 1 else str(request)
         response = client.request(request.method, request.path, content=request.content, headers=request.headers)
-        answers[request.name] = describe(request, response)
+        answers[name] = describe(request, response)
         if response.content and response.headers["content-type"] == "application/json":
             check_schema(document, request, response)
     if os.environ.get("RECORD"):
@@ -81,8 +84,8 @@ def compare(path: Path, client: httpx.Client, requests: Iterable[Recorded]) -> N
     recorded: dict[str, Any] = {}
     for line in path.read_text("utf-8").strip().split("\n"):
         recorded |= json.loads(line)
-    assert list(answers) == list(recorded)
     answers = json.loads(json.dumps(answers))  # NaN and tuples as in the file
+    assert list(answers) == list(recorded)
     problems = [
         f"{name}: {difference}" for name in answers for difference in differences(recorded[name], answers[name])
     ]
@@ -96,7 +99,7 @@ def check_schema(document: dict[str, Any], request: Recorded, response: httpx.Re
     for template in matching or [path]:
         responses = paths.get(template, {}).get(request.method.lower(), {}).get("responses", {})
         if answer := responses.get(status, responses.get(f"{status[0]}XX")):
-            assert status in responses or f"{status}: " in answer["description"], request.name
+            assert status in responses or f"{status}: " in answer["description"], str(request)
             schema = answer["content"]["application/json"]["schema"]
             Draft202012Validator({**schema, "components": document["components"]}).validate(response.json())
 
