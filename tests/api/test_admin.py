@@ -149,9 +149,7 @@ def test_the_admin_key_may_be_in_a_file_and_must_be_long(tmp_path: Path, tiny_st
     ("key", "expected"),
     [
         ("", None),
-        (f"{ADMIN_KEY} ", ADMIN_KEY),
         (f" {ADMIN_KEY}\n", ADMIN_KEY),
-        ("a long secret key", "a long secret key"),
     ],
 )
 def test_spaces_around_the_admin_key_are_removed(key: str, expected: str | None) -> None:

@@ -114,24 +114,28 @@ def test_an_unreadable_key_file_is_read_again_later(file: Path, alice: str, capl
     assert caplog.text.count("key file is invalid") == 1
 
 
-@pytest.mark.parametrize("name", ["#alice", "Alice", "two words", ""])
-def test_no_key_is_made_for_an_invalid_name(file: Path, name: str) -> None:
-    with pytest.raises(key_file.KeysError, match=re.escape(f"the name is {name!r}; it should be lower-case letters")):
-        key_file.add(file, name)
-    assert not file.exists()
-
-
-def test_spaces_between_limits_are_removed(file: Path) -> None:
-    key_file.add(file, "alice", " 600/minute; 20 / second")
-    assert file.read_text().split()[2:] == ["600/minute;20/second"]
-
-
-@pytest.mark.parametrize("limit", ["600 per minute", "600/minute 20/second", "often", "0/minute", "600/minute#", "\n"])
-def test_no_key_is_made_for_an_invalid_limit(file: Path, limit: str) -> None:
-    sentence = f"the limit is {limit!r}; it should be like 600/minute or 600/minute;20/second"
+@pytest.mark.parametrize(
+    ("name", "limit", "sentence"),
+    [
+        *((name, "", f"the name is {name!r}; it should be lower-case letters") for name in ("#alice", "Alice", "")),
+        *(
+            ("alice", limit, f"the limit is {limit!r}; it should be like 600/minute or 600/minute;20/second")
+            for limit in ("600 per minute", "600/minute 20/second", "often", "0/minute", "600/minute#", "\n")
+        ),
+    ],
+)
+def test_no_key_is_made_for_an_invalid_name_or_limit(file: Path, name: str, limit: str, sentence: str) -> None:
     with pytest.raises(key_file.KeysError, match=re.escape(sentence)):
-        key_file.add(file, "alice", limit)
+        key_file.add(file, name, limit)
     assert not file.exists()
+
+
+def test_spaces_between_limits_are_removed_and_the_shortest_limit_is_counted_first(file: Path) -> None:
+    """In another order, requests that the limit per second rejects would use up the limit per minute."""
+    key = key_file.add(file, "alice", " 600/minute; 20 / second")
+    assert file.read_text().split()[2:] == ["600/minute;20/second"]
+    limits = key_file.Keyring(file).find(key).limits  # type: ignore[union-attr]
+    assert [str(limit) for limit in limits] == ["20 per 1 second", "600 per 1 minute"]
 
 
 def test_a_key_is_added_only_to_a_regular_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,14 +152,6 @@ def test_keys_created_concurrently_are_all_stored(file: Path) -> None:
         keys = list(pool.map(lambda i: key_file.add(file, f"maker-{i}"), range(16)))
     keyring = key_file.Keyring(file)
     assert all(keyring.find(key) for key in keys)
-
-
-def test_the_shortest_limit_is_counted_first() -> None:
-    """In another order, requests that the limit per second rejects would use up the limit per minute."""
-    assert [str(limit) for limit in key_file.parse_limits("600/minute;20/second")] == [
-        "20 per 1 second",
-        "600 per 1 minute",
-    ]
 
 
 def test_a_key_is_stored_as_its_hash_and_printed_once(file: Path) -> None:
@@ -189,9 +185,7 @@ def test_a_key_that_cannot_be_printed_is_an_error(file: Path) -> None:
     [
         ("alice", "line 1 has 1 words"),
         ("Alice " + "0" * 64, "line 1: the name should be"),
-        ("alice " + "0" * 63, "line 1: the second word should be a sha256"),
         ("alice " + "A" * 64, "line 1: the second word should be a sha256"),
-        ("alice " + "0" * 64 + " often", "line 1: limits should be like"),
         ("alice " + "0" * 64 + " 0/minute", "line 1: limits should be like"),
         ("\n#\n" + "a b c d", "line 3 has 4 words"),
         ("a " + "0" * 64 + "\nb " + "0" * 64, "line 2 has the same key as line 1"),
@@ -296,11 +290,6 @@ def test_counters_expire_with_their_window_and_free_their_slot() -> None:
         assert await counts.incr("k3", 60) == 1
         assert await counts.incr("one more", 60) == 1
         assert await counts.get("k3") == 1
-        await counts.clear("k3")
-        assert await counts.get("k3") == 0
-        await counts.reset()
-        assert await counts.get("one more") == 0
-        assert await counts.check()
 
     asyncio.run(check())
 

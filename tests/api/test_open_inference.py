@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import pytest
 import tritonclient.http as triton
 from support import tensors as inputs
 from support.faults import Fault, Hold
+from support.responses import metric_samples, send_raw
 from support.service import Serve, address
 from support.tensors import INPUTS, SHAPES
 from support.waiting import wait_until
@@ -131,42 +131,29 @@ def test_a_prompt_of_commas_does_not_count_as_json_values(tiny: httpx.Client) ->
 
 
 def test_oversized_headers_give_431_with_the_protocol_s_schema(tiny: httpx.Client) -> None:
-    host, port = address(tiny).split(":")
-    with socket.create_connection((host, int(port))) as connection, connection.makefile("rb") as answer:
-        connection.sendall(b"GET /v2/models HTTP/1.1\r\nHost: x\r\nX-Long: %s\r\n\r\n" % (b"a" * 70_000))
-        content = answer.read()
+    content = send_raw(tiny, b"GET /v2/models HTTP/1.1\r\nHost: x\r\nX-Long: %s\r\n\r\n" % (b"a" * 70_000))
     assert content.startswith(b"HTTP/1.1 431 ")
     assert list(json.loads(content.partition(b"\r\n\r\n")[2])) == ["error"]
 
 
 def test_a_full_queue_gives_429_and_a_passed_deadline_504(serve: Serve, faults: dict[str, Fault]) -> None:
     faults["forecast"] = hold = Hold()
-    with serve(inline_seconds=0, queue_rows=2) as service, ThreadPoolExecutor(2) as pool:
+    body: dict[str, Any] = {"inputs": [SERIES], "parameters": {"horizon": 7}}
+    with (
+        serve(inline_seconds=0, queue_rows=2) as service,
+        triton.InferenceServerClient(address(service)) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
         hold.armed.set()
-        body: dict[str, Any] = {"inputs": [SERIES], "parameters": {"horizon": 7}}
         requests = [pool.submit(infer, service, "tiny-lstm", body)]
         assert hold.entered.wait(30)
+        requests.append(pool.submit(infer, service, "tiny-lstm", body))
+        queued = "quartet_queued_rows", ("model", "tiny-lstm"), ("version", "1")
+        wait_until(lambda: metric_samples(service)[queued] == 1)
         expired = infer(service, "tiny-lstm", {**body, "parameters": {"timeout": 20_000, "horizon": 7}})
         assert (expired.status_code, expired.json()["error"][:19]) == (504, "the deadline passed")
-
-        def infer_until_admitted() -> httpx.Response:
-            answers: list[httpx.Response] = []
-
-            def admitted() -> bool:
-                answers.append(infer(service, "tiny-lstm", body))
-                return answers[-1].status_code != 429
-
-            wait_until(admitted)
-            return answers[-1]
-
-        requests.append(pool.submit(infer_until_admitted))
-        with triton.InferenceServerClient(address(service)) as client:
-            statuses = {"504"}
-            while statuses == {"504"}:  # until the second request waits and three more rows do not fit
-                with pytest.raises(InferenceServerException) as rejection:
-                    client.infer("tiny-lstm", inputs.infer_inputs("tiny-lstm", True), timeout=20_000)
-                statuses.add(rejection.value.status())
-            assert statuses == {"504", "429"}
-            assert "the queue of tiny-lstm@1 is full" in rejection.value.message()
+        with pytest.raises(InferenceServerException, match="the queue of tiny-lstm@1 is full") as rejection:
+            client.infer("tiny-lstm", inputs.infer_inputs("tiny-lstm", True))  # three more rows do not fit
+        assert rejection.value.status() == "429"
         hold.release.set()
         assert [request.result().status_code for request in requests] == [200, 200]

@@ -188,25 +188,20 @@ def test_the_default_number_of_images_keeps_to_its_limit(serve: Serve) -> None:
     ("variable", "value", "sentence"),
     [
         ("QUARTET_PORT", "http", "QUARTET_PORT is 'http': input should be a valid integer"),
-        ("QUARTET_PORT", "70000", "QUARTET_PORT is '70000': input should be less than or equal to 65535"),
         ("QUARTET_MAX_PIXELS", "0", "QUARTET_MAX_PIXELS is '0': input should be greater than or equal to 1"),
-        ("QUARTET_MAX_PIXELS", "9" * 30, "input should be less than or equal to 1000000000000"),
         ("QUARTET_THREADS", "1025", "QUARTET_THREADS is '1025': input should be less than or equal to 1024"),
         ("QUARTET_REQUEST_SECONDS", "nan", "QUARTET_REQUEST_SECONDS is 'nan'"),
         ("QUARTET_MAX_TEXTS", "9", "QUARTET_MAX_TEXTS is now a limit; set QUARTET_LIMITS='{\"max_texts\": 9}' instead"),
         ("QUARTET_STORE", "", "QUARTET_STORE is '': the path should not be empty"),
-        ("QUARTET_KEYS_FILE", "", "QUARTET_KEYS_FILE is '': the path should not be empty"),
         (
             "QUARTET_MAX_BUFFERED_BYTES",
             "50000",
             "QUARTET_MAX_BODY_BYTES is 33554432: the maximum is 50000, the value of QUARTET_MAX_BUFFERED_BYTES",
         ),
-        ("QUARTET_DEVICE", "tpu", "QUARTET_DEVICE is 'tpu'"),
         ("QUARTET_DEVICE", "cuda:01", "QUARTET_DEVICE is 'cuda:01'"),
         ("QUARTET_DEVICE", "cuda:\u0663", "QUARTET_DEVICE is 'cuda:\u0663'"),
         ("QUARTET_DEVCE", "cpu", "QUARTET_DEVCE is not a setting; did you mean QUARTET_DEVICE?"),
         ("quartet_port", "9000", "quartet_port is not a setting; did you mean QUARTET_PORT?"),
-        ("Quartet_prot", "9000", "Quartet_prot is not a setting; did you mean QUARTET_PORT?"),
         ("QUARTET_FOO", "1", "QUARTET_FOO is not a setting; known settings: QUARTET_ADMIN_KEY, "),
     ],
 )
@@ -223,10 +218,7 @@ def test_an_invalid_setting_is_rejected_by_name(
     ("variable", "value"),
     [
         ("QUARTET_SERVICE_PORT", "80"),
-        ("QUARTET_SERVICE_PORT_HTTP", "80"),
         ("QUARTET_PORT_80_TCP", "tcp://10.0.0.2:80"),
-        ("QUARTET_PORT_80_TCP_ADDR", "10.0.0.2"),
-        ("QUARTET_PREDICTOR_PORT", "tcp://10.0.0.2:80"),
         ("QUARTET_PREDICTOR_PORT_53_UDP_PROTO", "udp"),
     ],
 )
@@ -246,37 +238,27 @@ def test_the_largest_limits_are_accepted(tiny_store: Path) -> None:
     assert create_app(settings).openapi()
 
 
-def start(*options: str) -> tuple[int | None, str]:
-    """Run the command of the service until it ends. Return its exit status and its output."""
-    with tempfile.TemporaryFile("w+") as output:
-        process = start_python(["-m", "app.main", *options], output=output)
-        process.join()
-        output.seek(0)
-        return process.exitcode, output.read()
-
-
 @pytest.mark.parametrize(
-    ("variable", "value", "sentence"),
+    ("options", "settings", "sentences"),
     [
-        ("QUARTET_PORT", "x", "QUARTET_PORT is 'x'"),
-        ("QUARTET_STORE", "none", "there is no such folder"),
+        ((), {"QUARTET_PORT": "x"}, ["QUARTET_PORT is 'x'"]),
+        ((), {"QUARTET_STORE": "none"}, ["there is no such folder"]),
+        (("--port", "8111"), {}, ["usage: QUARTET_PORT=8111 quartet serve", "unrecognized arguments: --port 8111"]),
     ],
 )
 def test_an_invalid_start_gives_one_message_and_no_traceback(
-    variable: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+    options: tuple[str, ...], settings: dict[str, str], sentences: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(variable, value)
-    status, output = start()
-    assert status != 0
-    assert sentence in output
+    for variable, value in settings.items():
+        monkeypatch.setenv(variable, value)
+    with tempfile.TemporaryFile("w+") as file:
+        process = start_python(["-m", "app.main", *options], output=file)
+        process.join()
+        file.seek(0)
+        output = file.read()
+    assert process.exitcode
+    assert all(sentence in output for sentence in sentences)
     assert "Traceback" not in output
-
-
-def test_an_option_is_rejected() -> None:
-    status, output = start("--port", "8111")
-    assert status == 2
-    assert "usage: QUARTET_PORT=8111 quartet serve" in output
-    assert "unrecognized arguments: --port 8111" in output
 
 
 @pytest.mark.slow
@@ -331,24 +313,15 @@ def test_a_disconnect_after_a_body_in_two_parts_ends_the_request(serve: Serve, p
         wait_until(lambda: disconnected in metric_samples(client))
 
 
-def test_a_proxy_may_serve_the_application_under_a_path(tiny_store: Path, tmp_path: Path) -> None:
-    keys = tmp_path / "keys"
-    key_file.add(keys, "alice")
-    app = create_app(Settings(store=tiny_store, keys_file=keys, **TEST))
-
-    async def answers() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(app, root_path="/q")
-        async with (
-            app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://a") as client,
-        ):
-            return [
-                await client.get(f"/q{path}") for path in ("/health/live", "/v2/models", "/v1/models", "/openapi.json")
-            ]
-
-    live, models_v2, models_v1, document = asyncio.run(answers())
-    assert live.status_code == 200
-    assert (models_v2.status_code, list(models_v2.json())) == (401, ["error"])
-    assert isinstance(models_v2.json()["error"], str)
-    assert models_v1.json()["error"]["code"] == "missing_api_key"
-    assert document.json()["servers"] == [{"url": "/q"}]
+@pytest.mark.anyio
+async def test_a_proxy_may_serve_the_application_under_a_path(tiny_store: Path, tmp_path: Path) -> None:
+    key_file.add(tmp_path / "keys", "alice")
+    app = create_app(Settings(store=tiny_store, keys_file=tmp_path / "keys", **TEST))
+    transport = httpx.ASGITransport(app, root_path="/q")
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://a") as client:
+        assert (await client.get("/q/health/live")).status_code == 200
+        models_v2 = await client.get("/q/v2/models")
+        assert (models_v2.status_code, list(models_v2.json())) == (401, ["error"])
+        assert isinstance(models_v2.json()["error"], str)
+        assert (await client.get("/q/v1/models")).json()["error"]["code"] == "missing_api_key"
+        assert (await client.get("/q/openapi.json")).json()["servers"] == [{"url": "/q"}]

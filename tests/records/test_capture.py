@@ -9,13 +9,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
 from support.images import image_bytes
 from support.networks import rewrite_card
-from support.responses import CLASSIFY, CONTINUE, FORECAST, PNG, SAMPLE, metric_samples
+from support.responses import CLASSIFY, CONTINUE, FORECAST, PNG, SAMPLE, ask, captures, metric_samples
 from support.service import Serve
 from support.waiting import wait_until
 
@@ -34,11 +33,6 @@ MODELS = "tiny-cnn,tiny-rnn,tiny-lstm"
 def stored(folder: Path, table: str = "requests") -> list[Any]:
     with closing(sqlite3.connect(folder / FILE)) as rows:
         return rows.execute(f"SELECT * FROM {table}").fetchall()
-
-
-def ask(client: httpx.Client, request_id: str, path: str, **body: Any) -> httpx.Response:
-    headers = {"x-request-id": request_id} | body.pop("headers", {})
-    return client.post(path, headers=headers, **body).raise_for_status()
 
 
 def test_requests_of_all_tasks_are_captured_and_measured(serve: Serve, tmp_path: Path) -> None:
@@ -177,18 +171,14 @@ def test_a_damaged_file_is_moved_aside_and_the_service_goes_on(serve: Serve, tmp
     assert len(list(tmp_path.glob(f"{FILE}.damaged-*"))) == 1
 
 
-def counted(client: httpx.Client, model: str, result: str) -> float:
-    return metric_samples(client).get(("quartet_captured_requests_total", ("model", model), ("result", result)), 0)
-
-
 def test_a_locked_file_loses_captures_and_no_request(serve: Serve, tmp_path: Path) -> None:
     with serve(capture="tiny-rnn", records_folder=tmp_path, captures_waiting=4) as client:
         with closing(sqlite3.connect(tmp_path / FILE)) as other:
             other.execute("BEGIN IMMEDIATE")
             for number in range(20):  # more than may wait
                 ask(client, str(number), CONTINUE, json={"max_characters": 1})
-        wait_until(lambda: counted(client, "tiny-rnn", "stored") + counted(client, "tiny-rnn", "dropped") == 20)
-        assert 4 <= len(stored(tmp_path)) == counted(client, "tiny-rnn", "stored") <= 9
+        wait_until(lambda: captures(client, "tiny-rnn", "stored") + captures(client, "tiny-rnn", "dropped") == 20)
+        assert 4 <= len(stored(tmp_path)) == captures(client, "tiny-rnn", "stored") <= 9
 
 
 def test_a_disk_that_cannot_be_written_loses_captures_and_no_request(serve: Serve, tmp_path: Path) -> None:
@@ -197,7 +187,7 @@ def test_a_disk_that_cannot_be_written_loses_captures_and_no_request(serve: Serv
         images.rmdir()
         images.touch()  # writing an image fails, as on a full disk
         ask(client, "lost", CLASSIFY, content=PNG)
-        wait_until(lambda: counted(client, "tiny-cnn", "dropped") == 1)
+        wait_until(lambda: captures(client, "tiny-cnn", "dropped") == 1)
         images.unlink()
         ask(client, "stored", CLASSIFY, content=PNG)
         wait_until(lambda: [row[0] for row in stored(tmp_path)] == ["stored"])

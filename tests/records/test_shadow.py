@@ -14,7 +14,7 @@ import pytest
 from support.faults import Fault
 from support.images import image_bytes
 from support.networks import publish_tiny
-from support.responses import metric_samples
+from support.responses import ADMIN_HEADERS, ADMIN_KEY, CLASSIFY, CONTINUE, FORECAST, PNG, ask, captures, metric_samples
 from support.service import Serve, run_models_command
 from support.waiting import wait_until
 from torch import Tensor
@@ -23,16 +23,7 @@ from app.records.captured import Captured, Compared, FeedbackRequest, Measured
 from app.records.database import Database
 from app.store import RolloutRefused, Store
 
-KEY = "k" * 32
 MODELS = ("tiny-cnn", "tiny-rnn", "tiny-lstm")
-
-
-def ask(client: httpx.Client, number: int, path: str, **body: Any) -> httpx.Response:
-    return client.post(path, headers={"x-request-id": str(number)}, **body).raise_for_status()
-
-
-def captured(client: httpx.Client, model: str, result: str) -> float:
-    return metric_samples(client).get(("quartet_captured_requests_total", ("model", model), ("result", result)), 0)
 
 
 def has_shadow(client: httpx.Client, name: str) -> bool:
@@ -48,7 +39,7 @@ def test_answers_of_both_versions_are_compared_and_measured(serve: Serve, tiny_s
         publish_tiny(tiny_store, name)
         Store(tiny_store).activate(name, 1)
     with serve(
-        store_poll_seconds=0.02, admin_key=KEY, capture=",".join(MODELS), records_folder=tmp_path / "records"
+        store_poll_seconds=0.02, admin_key=ADMIN_KEY, capture=",".join(MODELS), records_folder=tmp_path / "records"
     ) as client:
         labels = client.get("/v1/models/tiny-cnn").json()["labels"]
         for version, image in product(answers, images):
@@ -56,19 +47,18 @@ def test_answers_of_both_versions_are_compared_and_measured(serve: Serve, tiny_s
             rows = {each["label"]: each["probability"] for each in answer["results"][0]["predictions"]}
             answers[version].append([rows[label] for label in labels])
         for name in MODELS:
-            admin = {"authorization": f"Bearer {KEY}"}
-            answer = client.post(f"/v1/admin/models/{name}/shadow", json={"version": 2}, headers=admin)
+            answer = client.post(f"/v1/admin/models/{name}/shadow", json={"version": 2}, headers=ADMIN_HEADERS)
             row = answer.raise_for_status().json()
             assert row["state"] == f"{name}@1 is active, {name}@2 is the shadow (100 %)"
             assert [version["role"] for version in row["versions"]] == ["active", "shadow"]
             wait_until(lambda name=name: has_shadow(client, name))
-        requests = [(MODELS[0], "/v1/images/classify", {"content": image}) for image in images]
-        requests.append((MODELS[1], "/v1/text/continue", {"json": {"prompt": "abcabc", "max_characters": 2}}))
-        requests.append((MODELS[2], "/v1/series/forecast", {"json": series}))
+        requests = [(MODELS[0], CLASSIFY, {"content": image}) for image in images]
+        requests.append((MODELS[1], CONTINUE, {"json": {"prompt": "abcabc", "max_characters": 2}}))
+        requests.append((MODELS[2], FORECAST, {"json": series}))
         for number, (name, path, body) in enumerate(requests):  # a request drops the copy of the one before it
-            before = captured(client, name, "compared")
-            assert ask(client, number, path, **body).json()["version"] == 1
-            wait_until(lambda name=name, before=before: captured(client, name, "compared") == before + 1)
+            before = captures(client, name, "compared")
+            assert ask(client, str(number), path, **body).json()["version"] == 1
+            wait_until(lambda name=name, before=before: captures(client, name, "compared") == before + 1)
         for number in range(3):
             client.post("/v1/feedback", json={"request_id": str(number), "label": labels[0]}).raise_for_status()
         wait_until(lambda: len(client.get("/v1/feedback").json()["data"]) > 10)
@@ -104,23 +94,22 @@ def test_a_copy_never_delays_a_request(
     publish_tiny(tiny_store, "tiny-cnn")
     Store(tiny_store).activate("tiny-cnn", 1)
     Store(tiny_store).shadow("tiny-cnn", 2)
-    image = image_bytes()
     with (
         serve(inline_seconds=0, capture="tiny-cnn", records_folder=tmp_path / "records") as client,
         ThreadPoolExecutor(3) as threads,
     ):
         wait_until(lambda: has_shadow(client, "tiny-cnn"))
         faults["classify"] = wait
-        send = [threads.submit(ask, client, 0, "/v1/images/classify", content=image)]
+        send = [threads.submit(ask, client, "0", CLASSIFY, content=PNG)]
         assert entered.acquire(timeout=60)
         for number in (1, 2):  # the first is computed while the copy waits, and the second waits for the first
-            send.append(threads.submit(ask, client, number, "/v1/images/classify", content=image))
+            send.append(threads.submit(ask, client, str(number), CLASSIFY, content=PNG))
             if number == 1:
                 wait_until(lambda: metric_samples(client)["quartet_requests_running",] >= 2)
                 allowed.release()
                 send[0].result(60)
                 assert entered.acquire(timeout=60)
-        wait_until(lambda: captured(client, "tiny-cnn", "skipped") == 1)
+        wait_until(lambda: captures(client, "tiny-cnn", "skipped") == 1)
         assert not entered.acquire(blocking=False)
         del faults["classify"]
         allowed.release(10)

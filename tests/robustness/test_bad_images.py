@@ -70,13 +70,10 @@ VALID: dict[str, bytes] = {
     "cmyk jpeg": image_bytes("JPEG", "CMYK"),
     **{f"png {mode}": image_bytes("PNG", mode, (33, 31)) for mode in ("1", "LA")},
     "webp with transparency": image_bytes("WEBP", "RGBA", (30, 20)),
-    "cmyk tiff": image_bytes("TIFF", "CMYK", (30, 20)),
     **{f"16 bits, {channels} channels": png_with_16_bits(channels) for channels in (1, 4)},
     "palette with alpha": palette(bytes([0, 128])),
-    "palette with a transparent colour": palette(bytes([255, 0])),
     "unknown orientation": image_bytes("JPEG", exif=UNKNOWN_ORIENTATION),
     "damaged exif": image_bytes("JPEG", size=(40, 20), exif=DAMAGED),
-    "one pixel": image_bytes(size=(1, 1)),
     "a line": image_bytes(size=(10_000, 1)),
     "png and a zip": PNG + b"PK\x03\x04" + bytes(100),
     "gif that is a script": b"GIF89a/*" + save_image(Image.new("P", (10799, 1)), "GIF")[8:],
@@ -119,10 +116,7 @@ PROGRESSIVE = image_bytes("JPEG", progressive=True).replace(b"\x08\0\x20\0\x20",
 WEBP = image_bytes("WEBP")
 NO_IMAGE, MAX_PIXELS = "are not an image; allowed formats: PNG, JPEG", "the maximum is 50,000,000 in all"
 INVALID: list[tuple[str, Callable[[], bytes] | bytes, int, str]] = [
-    ("empty", b"", 415, "0 bytes; allowed formats: PNG, JPEG"),
-    ("text", b"hello", 415, f"5 bytes {NO_IMAGE}"),
     ("eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n", 415, NO_IMAGE),
-    ("icon", b"\0\0\1\0\1\0" + bytes(100), 415, NO_IMAGE),
     ("half a png", PNG[: len(PNG) // 2], 415, "the PNG image is damaged"),
     ("half a jpeg", image_bytes("JPEG")[:1000], 415, "the JPEG image is damaged"),
     ("two headers", png(header(1, 1), header(20_000, 20_000), (b"IDAT", zlib.compress(bytes(100)))), 413, MAX_PIXELS),
@@ -137,7 +131,6 @@ INVALID: list[tuple[str, Callable[[], bytes] | bytes, int, str]] = [
     ("a tiff with a tile larger than it", one_tile(29_984), 413, "tiles of 899,040,256 pixels; the maximum is 16,777,216"),
     ("a tiff with 16,385 strips", many_strips(16_385), 413, "16,385 strips; the maximum is 16,384"),
     ("a tiff with 16 bits", save_image(Image.new("I;16", (9, 9)), "TIFF"), 415, "more than 8 bits per channel"),
-    ("a tiff of floats", save_image(Image.new("F", (9, 9)), "TIFF"), 415, "more than 8 bits per channel"),
     ("a zip bomb", zip_bomb, 415, NO_IMAGE),
     ("a text bomb in a png", text_bomb, 415, NO_IMAGE),
 ]  # fmt: skip

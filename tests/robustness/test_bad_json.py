@@ -25,7 +25,6 @@ from support.responses import (
 from support.service import ROOT
 
 from app import store
-from app.api.request_head import preferred_media_type
 
 VALID: dict[str, dict[str, Any]] = {
     CLASSIFY: {"images": ["eA=="]},
@@ -161,13 +160,3 @@ def test_a_damaged_model_card_is_rejected_or_read(data: st.DataObject, cut: int)
     position = data.draw(st.integers(0, len(content)))
     with contextlib.suppress(store.StoreError):  # any other exception fails the test
         store.parse_card(content[:position] + content[position + cut :], "card.json")
-
-
-@FUZZ
-@given(
-    accept=st.text(max_size=40)
-    | st.lists(st.sampled_from(["image/png", "*/*", ";q=", ",", "0.5", "nan", " ", "/"])).map("".join)
-)
-def test_any_accept_header_gives_an_offered_media_type(accept: str) -> None:
-    offered = ("application/json", "image/png", "image/webp")
-    assert preferred_media_type(accept, offered) in offered

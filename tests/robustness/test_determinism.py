@@ -29,16 +29,15 @@ def test_a_request_gets_the_same_answer_alone_and_among_64(shipped: httpx.Client
     assert not different
 
 
-def test_a_service_that_rejects_valid_requests_does_not_pass(shipped: httpx.Client) -> None:
-    wrong = [mix.MixRequest("sample", mix.INVALID[3])]
-    with pytest.raises(RuntimeError, match=r"^/v1/images/sample failed: \[404, "):
-        asyncio.run(mix.expected_answers(shipped.base_url.port or 0, wrong))
-
-
-def test_a_service_that_accepts_invalid_requests_does_not_pass(shipped: httpx.Client) -> None:
-    accepted = [mix.MixRequest("bad", Request("/v1/images/sample", b'{"count": 1}'))]
-    with pytest.raises(RuntimeError, match=r"^/v1/images/sample failed: \[200, "):
-        asyncio.run(mix.expected_answers(shipped.base_url.port or 0, accepted))
+@pytest.mark.parametrize(
+    ("kind", "request_of_kind", "status"),
+    [("sample", mix.INVALID[3], 404), ("bad", Request("/v1/images/sample", b'{"count": 1}'), 200)],
+)
+def test_a_service_that_rejects_valid_or_accepts_invalid_requests_does_not_pass(
+    shipped: httpx.Client, kind: str, request_of_kind: Request, status: int
+) -> None:
+    with pytest.raises(RuntimeError, match=rf"^/v1/images/sample failed: \[{status}, "):
+        asyncio.run(mix.expected_answers(shipped.base_url.port or 0, [mix.MixRequest(kind, request_of_kind)]))
 
 
 def test_the_comparison_detects_a_wrong_answer() -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from support.faults import Fault, Hold, raising
 from support.images import image_bytes, save_image
 from support.networks import publish_tiny
-from support.responses import metric_samples
+from support.responses import CLASSIFY, CONTINUE, FORECAST, PNG, SAMPLE, SERIES, metric_samples
 from support.service import Serve
 from support.waiting import wait_until
 
@@ -28,12 +28,11 @@ from app.api.routes.classify import SMALL_BYTES
 from app.limits import Limits
 from app.tasks.classification import ImageClassifier
 
-SERIES = [float(i % 7) for i in range(20)]
 REQUESTS: dict[str, tuple[str, str, dict[str, Any]]] = {  # task, path and body
-    "tiny-cnn": ("classify", "/v1/images/classify", {"content": image_bytes()}),
-    "tiny-rnn": ("continue", "/v1/text/continue", {"json": {"prompt": "abc", "max_characters": 3}}),
-    "tiny-lstm": ("forecast", "/v1/series/forecast", {"json": {"values": SERIES, "horizon": 3}}),
-    "tiny-gan": ("sample", "/v1/images/sample", {"json": {"count": 2, "seed": 1}}),
+    "tiny-cnn": ("classify", CLASSIFY, {"content": PNG}),
+    "tiny-rnn": ("continue", CONTINUE, {"json": {"prompt": "abc", "max_characters": 3}}),
+    "tiny-lstm": ("forecast", FORECAST, {"json": {"values": SERIES, "horizon": 3}}),
+    "tiny-gan": ("sample", SAMPLE, {"json": {"count": 2, "seed": 1}}),
 }
 
 TENSORS: dict[str, dict[str, Any]] = {
@@ -91,13 +90,14 @@ def assert_all_requests_fail(client: httpx.Client, model: str, out_of_memory: bo
 def test_nan_or_infinite_outputs_give_500(serve: Serve, tiny_store: Path, faults: dict[str, Fault]) -> None:
     publish_tiny(tiny_store, "tiny-forecaster")
     with serve() as client:
-        series = partial(client.post, "/v1/series/forecast", json={"values": SERIES, "model": "tiny-forecaster"})
-        stream = partial(client.post, "/v1/text/continue", json={"prompt": "abc", "stream": True})
+        series = partial(client.post, FORECAST, json={"values": SERIES, "model": "tiny-forecaster"})
+        stream = partial(client.post, CONTINUE, json={"prompt": "abc", "stream": True})
         requests: list[tuple[str, Callable[[], httpx.Response]]] = [("forecast", series), ("continue", stream)]
         for model, (task, path, body) in REQUESTS.items():
-            tensors = {"inputs": [TENSORS[model]]}
             requests.append((task, partial(client.post, path, **body)))
-            requests.append((task, partial(client.post, f"/v2/models/{model}/infer", json=tensors)))
+            requests.append(
+                (task, partial(client.post, f"/v2/models/{model}/infer", json={"inputs": [TENSORS[model]]}))
+            )
         for task, send in requests:
             for value in (float("nan"), float("inf")):
                 faults[task] = lambda outputs, *_, value=value: outputs * value
@@ -119,8 +119,8 @@ def test_one_failing_image_does_not_make_the_service_unready(serve: Serve, fault
     white = save_image(Image.new("RGB", (32, 32), "white"), "PNG")
     with serve() as client:
         for _ in range(5):
-            assert client.post("/v1/images/classify", content=white).status_code == 500
-            assert client.post("/v1/images/classify", content=image_bytes()).status_code == 200
+            assert client.post(CLASSIFY, content=white).status_code == 500
+            assert client.post(CLASSIFY, content=PNG).status_code == 200
             assert client.get("/health/ready").status_code == 200
 
 
@@ -162,7 +162,7 @@ def test_hung_decoding_threads_turn_readiness_off_after_their_clients_left(
     with serve(unready_after_seconds=0.2) as client, ThreadPoolExecutor(2) as pool:
 
         def classify() -> httpx.Response:
-            return client.post("/v1/images/classify", content=large, headers={"x-request-timeout": "0.5"})
+            return client.post(CLASSIFY, content=large, headers={"x-request-timeout": "0.5"})
 
         answers = [pool.submit(classify) for _ in range(Limits().parse_threads)]
         assert {answer.result().status_code for answer in answers} == {504}
@@ -170,4 +170,4 @@ def test_hung_decoding_threads_turn_readiness_off_after_their_clients_left(
         assert "the decoding threads have not answered for" in client.get("/health/ready").json()["problems"][0]
         release.set()
         wait_until(lambda: client.get("/health/ready").status_code == 200)
-        assert client.post("/v1/images/classify", content=large).status_code == 200
+        assert client.post(CLASSIFY, content=large).status_code == 200

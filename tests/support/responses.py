@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,6 +19,17 @@ def metric_samples(client: httpx.Client) -> dict[tuple[object, ...], float]:
         for family in text_string_to_metric_families(client.get("/metrics").text)
         for sample in family.samples
     }
+
+
+def captures(client: httpx.Client, model: str, result: str) -> float:
+    """Return the number of requests to a model that were captured with a result, such as ``stored``."""
+    return metric_samples(client).get(("quartet_captured_requests_total", ("model", model), ("result", result)), 0)
+
+
+def ask(client: httpx.Client, request_id: str, path: str, **body: Any) -> httpx.Response:
+    """Send a request with an id that must succeed."""
+    headers = {"x-request-id": request_id} | body.pop("headers", {})
+    return client.post(path, headers=headers, **body).raise_for_status()
 
 
 RUNNING_TEXTS = ("quartet_running_rows", ("model", "tiny-rnn"), ("version", "1"))
