@@ -185,6 +185,7 @@ def test_a_key_that_cannot_be_printed_is_an_error(file: Path) -> None:
     [
         ("alice", "line 1 has 1 words"),
         ("Alice " + "0" * 64, "line 1: the name should be"),
+        ("alice " + "0" * 63, "line 1: the second word should be a sha256"),
         ("alice " + "A" * 64, "line 1: the second word should be a sha256"),
         ("alice " + "0" * 64 + " 0/minute", "line 1: limits should be like"),
         ("\n#\n" + "a b c d", "line 3 has 4 words"),

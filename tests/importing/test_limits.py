@@ -34,15 +34,14 @@ def zipped(path: Path, entries: dict[str, bytes]) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_a_small_upload_that_becomes_large_is_rejected_within_limited_memory(tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir()
+def test_a_small_upload_that_becomes_large_is_rejected_within_limited_memory(tmp_path: Path, store: Path) -> None:
     empty_nodes = b"\x3a\x80\x80\x80\x32" + b"\x0a\x00" * (50 * 2**20)  # a graph of 100 MiB
     zipped(tmp_path / "upload", {"net.onnx": b"\x42\x00" + empty_nodes})
     code = (
         "import resource, sys; from app.importing.limits import run_limited; status = run_limited(sys.argv[1:], 120); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024); sys.exit(status)"
     )
-    options = ["--name", "net", "--store", str(tmp_path / "store")]
+    options = ["--name", "net", "--store", str(store)]
     command = [sys.executable, "-c", code, "add", str(tmp_path / "upload"), *options]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1

@@ -31,12 +31,6 @@ def add_classifier(store: Path, model: ModelProto, name: str, *options: str, lab
     return add(store, model, name, "--task", "classify", "--labels", str(file), *options)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    (tmp_path / "store").mkdir()
-    return tmp_path / "store"
-
-
 FORESTS = {"numbers": forest(), "texts": forest(texts=True)}
 LINEAR, MATRIX = linear_model()
 COLUMNS = [f"column_{index}" for index in range(60)]

@@ -19,9 +19,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from support.faults import Fault, raising
-from support.images import image_bytes
 from support.networks import publish_tiny
-from support.responses import metric_samples, send_raw
+from support.responses import CLASSIFY, CONTINUE, PNG, SAMPLE, metric_samples, send_raw
 from support.service import ROOT, Serve
 from support.waiting import wait_until
 
@@ -32,7 +31,6 @@ from app.observability.middleware import RequestTelemetry
 from app.observability.tracing import create_tracer
 from app.settings import Settings, SettingsError
 
-CLASSIFY, CONTINUE, SAMPLE = "/v1/images/classify", "/v1/text/continue", "/v1/images/sample"
 # Bytes of tiny-gan: its layers have 4 latents, 8 hidden units and 28 x 28 pixels.
 SIZE = 4 * (4 * 8 + 8 + 8 * 784 + 784)
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -104,7 +102,7 @@ def lines(capfd: pytest.CaptureFixture[str]) -> Iterator[Any]:
 
 def test_the_access_log_can_be_json(serve: Serve, lines: Any) -> None:
     with serve(log_format="json") as client:
-        client.post(f"{CLASSIFY}?model=tiny-cnn", files=[("file", ("x.png", image_bytes()))] * 3)
+        client.post(f"{CLASSIFY}?model=tiny-cnn", files=[("file", ("x.png", PNG))] * 3)
         client.post(CONTINUE, json={"prompt": "a", "max_characters": 5, "n": 2}, headers={"x-request-id": "mine"})
         client.post(SAMPLE, json={"count": 0})
         client.get("/odd%20path/%C3%A9%22%0A")

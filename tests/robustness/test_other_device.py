@@ -18,6 +18,7 @@ from support.fake_device import fake_device
 from support.images import image_bytes
 from support.imported.onnx_models import linear_model
 from support.networks import SMALL, publish_small
+from support.responses import CLASSIFY, CONTINUE, FORECAST, PNG, SAMPLE
 from support.service import TEST, serving
 
 from app.cli import models
@@ -28,12 +29,7 @@ from app.settings import Settings
 from app.store import Store
 from app.tasks import TASKS
 
-PATHS = {
-    "classify": "/v1/images/classify",
-    "continue": "/v1/text/continue",
-    "forecast": "/v1/series/forecast",
-    "sample": "/v1/images/sample",
-}
+PATHS = {"classify": CLASSIFY, "continue": CONTINUE, "forecast": FORECAST, "sample": SAMPLE}
 SERIES = [float(i % 7) for i in range(30)]
 BODIES: dict[str, list[dict[str, Any]]] = {
     "continue": [
@@ -123,10 +119,10 @@ def test_every_kind_answers_as_on_the_cpu(store: Path, request: pytest.FixtureRe
 
 
 SINGLE: dict[str, tuple[str, dict[str, Any]]] = {  # requests that are computed alone
-    "lenet": ("/v1/images/classify?model=lenet", {"content": image_bytes()}),
-    "gated-rnn": ("/v1/text/continue", {"json": {"prompt": "abc", "max_characters": 4}}),
-    "forecaster": ("/v1/series/forecast", {"json": {"values": SERIES, "horizon": 4}}),
-    "gan-generator": ("/v1/images/sample", {"json": {"count": 3}}),
+    "lenet": (f"{CLASSIFY}?model=lenet", {"content": PNG}),
+    "gated-rnn": (CONTINUE, {"json": {"prompt": "abc", "max_characters": 4}}),
+    "forecaster": (FORECAST, {"json": {"values": SERIES, "horizon": 4}}),
+    "gan-generator": (SAMPLE, {"json": {"count": 3}}),
 }
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -15,12 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
-from support.engine import start_tasks
 from support.hypothesis_profiles import FUZZ
 from support.service import make_settings
 
-from app.api.connection import CONNECTION
-from app.api.deadline import DEADLINE, INLINE_SIZE, Deadline
+from app.api.deadline import DEADLINE, INLINE_SIZE
 from app.api.operation import Request, Service
 from app.api.request_body import (
     BYTES_PER_VALUE,
@@ -40,27 +37,17 @@ pytestmark = pytest.mark.anyio
 PAUSE = 60.0
 
 
-def request(
-    *chunks: bytes,
-    gone: bool = False,
-    hang: bool = False,
-    query: str = "",
-    deadline: float | None = None,
-    **headers: str,
-) -> Request:
-    """Return a request whose body arrives in chunks. After them, the client is ``gone`` or sends nothing (``hang``)."""
-    messages: list[dict[str, Any]] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
-    if gone:
-        messages.append({"type": "http.disconnect"})
-    elif not hang:
-        messages.append({"type": "http.request"})  # ASGI allows a message without body and more_body
+def request(body: bytes = b"", deadline: float | None = None, **headers: str) -> Request:
+    """Return a request whose body arrives in one chunk."""
+    messages: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": True}]
+    messages.append({"type": "http.request"})  # ASGI allows a message without body and more_body
 
     async def receive() -> dict[str, Any]:
-        return messages.pop(0) if messages else await asyncio.Event().wait() or {}
+        return messages.pop(0)
 
     scope: dict[str, Any] = {
         "type": "http",
-        "query_string": query.encode(),
+        "query_string": b"",
         "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
     }
     scope[DEADLINE] = asyncio.get_running_loop().time() + PAUSE if deadline is None else deadline
@@ -94,26 +81,6 @@ async def rejection(body: Any) -> tuple[type[Exception], str, str | None]:
     return type(raised.value), raised.value.message, raised.value.param
 
 
-# Raw bodies
-
-
-async def test_a_shutdown_at_the_same_time_as_a_disconnect_is_not_lost() -> None:
-    """Both cancel the task of the request. The deadline handles only its own cancellation."""
-    callbacks = list[Any]()
-    sent = request(hang=True)
-    sent.scope[CONNECTION] = SimpleNamespace(watch_disconnect=callbacks.append)
-
-    async def wait() -> None:
-        async with Deadline(sent):
-            await asyncio.Event().wait()
-
-    (task,) = await start_tasks(wait())
-    callbacks[0]()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-
 async def test_each_chunk_restarts_the_allowed_pause() -> None:
     loop, now = asyncio.get_running_loop(), [0.0]
     chunks = 6
@@ -133,9 +100,6 @@ async def test_each_chunk_restarts_the_allowed_pause() -> None:
         assert await read_body(sent, 9) == b"x" * 6
     finally:
         loop.time = clock  # type: ignore[method-assign]
-
-
-# Bodies in a file
 
 
 # JSON

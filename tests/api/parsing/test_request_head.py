@@ -25,6 +25,7 @@ from app.api.request_head import preferred_media_type
             "image/webp;q=0.5000, image/png",
             "image/png",
         ),  # a q of four digits is invalid, and counts as 1; of equal types, the first wins
+        ("image/webp;q=2, image/png", "image/png"),  # a q of 2 is invalid, too
         ("application/json;q=1, image/png", "application/json"),  # without q, a type weighs 1
     ],
 )

@@ -392,7 +392,6 @@ def infer_requests() -> list[Recorded]:
     )  # fmt: skip
     return [
         *(infer(model, *inputs, parameters=each, id="mine") for model, inputs, each in good),
-        *(infer(model, *inputs, parameters={**each, "binary_data_output": True}) for model, inputs, each in good),
         infer("tiny-rnn", prompt, parameters=SEEDED, outputs=[{"name": "text"}]),
         infer("tiny-rnn", prompt, parameters={"seed": 1}, outputs=[best]),
         infer("tiny-rnn", prompt, outputs=[{**best, "parameters": {"classification": 0}}]),
