@@ -22,7 +22,7 @@ import httpx
 import pytest
 from support.faults import Fault, raising
 from support.images import image_bytes
-from support.responses import metric_samples
+from support.responses import SAMPLE, metric_samples
 from support.service import ROOT, Serve
 from support.waiting import wait_until
 
@@ -34,7 +34,7 @@ from app.main import create_app
 from app.settings import Settings, SettingsError
 from benchmarks.support.servers import free_port
 
-SAMPLE, GOOD = "/v1/images/sample", {"count": 1, "seed": 1}
+GOOD = {"count": 1, "seed": 1}
 
 
 def bearer(key: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 from pydantic import BaseModel
 from support.imported.onnx_models import linear_model
+from support.responses import ADMIN_HEADERS, ADMIN_KEY
 from support.service import IMAGES, ROOT, TEST, serving
 
 from app.api.openapi import build_document
@@ -22,8 +23,6 @@ from app.api.responses import ERROR_RESPONSES
 from app.api.routes.models import list_models
 from app.settings import Settings
 
-KEY = "k" * 32
-ADMIN = {"authorization": f"Bearer {KEY}"}
 HORSE = IMAGES / "cifar10" / "0013-horse.png"
 JSON, STREAM = "application/json", "text/event-stream"
 
@@ -33,8 +32,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """Start a service with an admin key on a copy of the included store, because the examples change the store."""
     store = tmp_path_factory.mktemp("openapi") / "store"
     shutil.copytree(ROOT / "models_store", store)
-    with serving(Settings(store=store, admin_key=KEY, **TEST)) as client:  # type: ignore[arg-type]
-        client.headers.update(ADMIN)
+    with serving(Settings(store=store, admin_key=ADMIN_KEY, **TEST)) as client:  # type: ignore[arg-type]
+        client.headers.update(ADMIN_HEADERS)
         yield client
 
 

@@ -17,7 +17,7 @@ from support.faults import Hold
 from support.images import image_bytes
 from support.networks import publish_tiny, rewrite_card
 from support.processes import start_python
-from support.responses import metric_samples
+from support.responses import CLASSIFY, CONTINUE, PNG, SAMPLE, metric_samples
 from support.service import TEST, Serve
 from support.waiting import wait_until
 
@@ -38,10 +38,10 @@ def test_a_broken_version_is_listed_and_the_other_versions_serve(serve: Serve, t
         assert re.fullmatch(r"tiny-gan/2/model\.safetensors: sha256 is .*", reasons["tiny-gan@2"])
         assert reasons["tiny-cnn@1"].startswith("tiny-cnn/1/card.json: sizes {'depth': 3} do not make a lenet")
         assert str(tiny_store) not in ready.text
-        assert client.post("/v1/images/sample", json={"count": 1}).json()["version"] == 1
+        assert client.post(SAMPLE, json={"count": 1}).json()["version"] == 1
         model = client.get("/v1/models/tiny-cnn").json()
         assert (model["state"], model["failed"][0]["version"]) == ("failed", 1)
-        answer = client.post("/v1/images/classify", content=b"x")
+        answer = client.post(CLASSIFY, content=b"x")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
         assert "do not make a lenet" in answer.json()["error"]["message"]
         answer = client.post("/v1/images/classify?model=tiny-cnn", content=b"x")
@@ -90,17 +90,17 @@ def test_requests_of_disconnected_clients_count_as_499_and_leave_the_queue(serve
 
     labels = ("model", "tiny-gan"), ("version", "1")
     with serve(inline_seconds=0) as client, ThreadPoolExecutor(1) as pool:
-        before = client.post("/v1/images/sample", json={"count": 3, "seed": 1}).json()
+        before = client.post(SAMPLE, json={"count": 3, "seed": 1}).json()
         held.armed.set()
         running = send_request(client)
         assert held.entered.wait(30)
         waiting = send_request(client)
         wait_until(lambda: metric_samples(client)["quartet_queued_rows", *labels] == 5)
-        other = pool.submit(client.post, "/v1/images/sample", json={"count": 3, "seed": 1})
+        other = pool.submit(client.post, SAMPLE, json={"count": 3, "seed": 1})
         wait_until(lambda: metric_samples(client)["quartet_queued_rows", *labels] == 8)
         for connection in (running, waiting):
             connection.close()
-        disconnected = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/images/sample"), ("status", "499"))
+        disconnected = ("quartet_requests_total", ("method", "POST"), ("route", SAMPLE), ("status", "499"))
         wait_until(lambda: metric_samples(client).get(disconnected, 0) == 2)
         wait_until(lambda: metric_samples(client)["quartet_queued_rows", *labels] == 3)
         held.release.set()
@@ -113,18 +113,18 @@ def test_a_client_cannot_extend_the_deadline_beyond_the_setting(serve: Serve) ->
         body = {"prompt": "a", "max_characters": 4000, "n": 16}
         longer = {"x-request-timeout": "100"}
         for headers in ({}, longer):  # the header cannot extend the deadline
-            assert client.post("/v1/text/continue", json=body, headers=headers).status_code == 504
+            assert client.post(CONTINUE, json=body, headers=headers).status_code == 504
 
 
 def test_metrics_count_requests_and_rows(serve: Serve) -> None:
     with serve() as client:
-        client.post("/v1/images/sample", json={"count": 5})
-        client.post("/v1/images/sample", json={"count": 0})
-        client.post("/v1/text/continue", json={"prompt": "abc", "max_characters": 4})
+        client.post(SAMPLE, json={"count": 5})
+        client.post(SAMPLE, json={"count": 0})
+        client.post(CONTINUE, json={"prompt": "abc", "max_characters": 4})
         client.get("/v1/hostile/%0Apath")
         assert client.get("/metrics").headers["content-type"].startswith("text/plain")
         samples = metric_samples(client)
-    route = ("route", "/v1/images/sample")
+    route = ("route", SAMPLE)
     assert samples["quartet_requests_total", ("method", "POST"), route, ("status", "200")] == 1
     assert samples["quartet_requests_total", ("method", "POST"), route, ("status", "400")] == 1
     assert samples["quartet_requests_total", ("method", "GET"), ("route", "unknown"), ("status", "404")] == 1
@@ -181,7 +181,7 @@ def test_an_incomplete_request_gets_503_when_the_service_stops(serve: Serve) -> 
 
 def test_the_default_number_of_images_keeps_to_its_limit(serve: Serve) -> None:
     with serve(max_samples=2) as client:
-        assert len(client.post("/v1/images/sample", json={}).json()["results"]) == 2
+        assert len(client.post(SAMPLE, json={}).json()["results"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -279,12 +279,12 @@ def test_no_callback_blocks_the_event_loop_for_50_ms(serve: Serve) -> None:
 
     photo = image_bytes("JPEG", size=(2000, 1500))
     requests: list[tuple[str, dict[str, Any]]] = [
-        ("/v1/images/classify", {"content": photo}),
-        ("/v1/images/classify", {"files": [("file", ("x.png", image_bytes()))] * 16}),
-        ("/v1/text/continue", {"json": {"prompt": "a" * 30_000, "max_characters": 20}}),
-        ("/v1/text/continue", {"json": {"prompt": "a", "max_characters": 100, "n": 16, "stream": True}}),
+        (CLASSIFY, {"content": photo}),
+        (CLASSIFY, {"files": [("file", ("x.png", PNG))] * 16}),
+        (CONTINUE, {"json": {"prompt": "a" * 30_000, "max_characters": 20}}),
+        (CONTINUE, {"json": {"prompt": "a", "max_characters": 100, "n": 16, "stream": True}}),
         ("/v1/series/forecast", {"json": {"values": [[0.5, -1.25] * 700] * 64, "horizon": 500}}),
-        ("/v1/images/sample", {"json": {"count": 1024}}),
+        (SAMPLE, {"json": {"count": 1024}}),
     ]
     with serve(start_to_measure) as client:
         for path, body in requests:
@@ -309,7 +309,7 @@ def test_a_disconnect_after_a_body_in_two_parts_ends_the_request(serve: Serve, p
             caller.sendall(BODY[1:] + pipelined)
             queued = ("quartet_queue_seconds_count", ("model", "tiny-rnn"), ("version", "1"))
             wait_until(lambda: metric_samples(client).get(queued, 0) >= 16)
-        disconnected = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/text/continue"), ("status", "499"))
+        disconnected = ("quartet_requests_total", ("method", "POST"), ("route", CONTINUE), ("status", "499"))
         wait_until(lambda: disconnected in metric_samples(client))
 
 

@@ -11,6 +11,8 @@ from urllib.parse import quote
 import httpx
 import pytest
 from support.responses import (
+    ADMIN_HEADERS,
+    ADMIN_KEY,
     CLASSIFY,
     CONTINUE,
     HOSTILE_NAMES,
@@ -136,8 +138,8 @@ def test_requests_rejected_by_the_http_parser_are_counted(tiny: httpx.Client) ->
 @pytest.fixture
 def admin_client(serve: Serve) -> Iterator[httpx.Client]:
     """Start a service with all routes, and yield a client that sends the admin key."""
-    with serve(admin_key="k" * 16) as client:
-        client.headers["authorization"] = f"Bearer {'k' * 16}"
+    with serve(admin_key=ADMIN_KEY) as client:
+        client.headers.update(ADMIN_HEADERS)
         yield client
 
 

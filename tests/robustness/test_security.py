@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.testclient import TestClient
 from support.networks import publish_tiny, rewrite_card
 from support.processes import request_live, serving
-from support.responses import CLASSIFY, CONTINUE, SAMPLE
+from support.responses import ADMIN_HEADERS, ADMIN_KEY, CLASSIFY, CONTINUE, SAMPLE
 from support.service import ROOT, Serve
 
 from app import key_file, store
@@ -151,18 +151,16 @@ def pickles(tmp_path: Path) -> Iterator[list[bytes]]:
 
 
 def test_a_pickle_sent_to_any_endpoint_is_not_loaded(serve: Serve, pickles: list[bytes]) -> None:
-    key = "k" * 16
-    with serve(admin_key=key) as client:
+    with serve(admin_key=ADMIN_KEY) as client:
+        client.headers.update(ADMIN_HEADERS)
         paths = client.get("/openapi.json").json()["paths"]
-        assert {path.split("/")[1] for path in paths} >= {"v1", "v2", "health", "metrics"}
         for content in pickles:
             text = base64.b64encode(content).decode()
             tensor = {"name": "prompt", "datatype": "BYTES", "shape": [1]}
             head = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": len(content)}}]}).encode()
             length = {"inference-header-content-length": str(len(head))}
             answers = [
-                client.request(method.upper(), path.replace("{name}", name).replace("{file}", "curves.png"),
-                               content=content, headers={"authorization": f"Bearer {key}"})
+                client.request(method.upper(), path.replace("{name}", name).replace("{file}", "a.png"), content=content)
                 for path, methods in paths.items() for method in methods for name in ("tiny-rnn", "tiny-gan")
             ]  # fmt: skip
             answers += [
@@ -170,10 +168,9 @@ def test_a_pickle_sent_to_any_endpoint_is_not_loaded(serve: Serve, pickles: list
                 client.post(CLASSIFY, files={"file": ("x.pkl", content, "application/x-pickle")}),
                 client.post(CLASSIFY, json={"images": [text]}),
                 client.post(CONTINUE, json={"prompt": text, "model": text[:200]}),
-                client.get("/health/live", headers={"cookie": text[:1000]}),
             ]
             assert not [answer.text for answer in answers if answer.status_code >= 500 and answer.status_code != 503]
-        client.post("/v2/repository/models/tiny-rnn/load", headers={"authorization": f"Bearer {key}"})
+        client.post("/v2/repository/models/tiny-rnn/load")
         assert client.post(SAMPLE, json={"count": 1}).status_code == 200
 
 

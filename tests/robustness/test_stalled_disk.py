@@ -19,7 +19,7 @@ import pytest
 from support.disk import WatchedDisk
 from support.images import image_bytes
 from support.networks import publish_tiny
-from support.responses import ADMIN_KEY, assert_still_serves
+from support.responses import ADMIN_HEADERS, ADMIN_KEY, assert_still_serves
 from support.service import Serve
 from support.waiting import wait_until
 
@@ -129,16 +129,16 @@ def test_no_request_accesses_a_file_on_the_event_loop(
         access = LoopAccess(monkeypatch, tiny_store, file.parent)
         for path, methods in client.get("/openapi.json").json()["paths"].items():
             for method, operation in methods.items():
-                is_admin = "admin" in path or "repository" in path
+                own = ADMIN_HEADERS if "admin" in path or "repository" in path else {}
                 path = path.replace("{name}", "tiny-cnn").replace("{file}", "curves.png")
-                answer = client.request(method, path, headers=ADMIN if is_admin else {}, content=example(operation))
+                answer = client.request(method, path, headers=own, content=example(operation))
                 assert answer.status_code < 500, (path, answer.text)
         for path, body in CHANGES:
-            answer = client.post(f"/v1/admin/models/tiny-cnn/{path}", json=body, headers=ADMIN)
+            answer = client.post(f"/v1/admin/models/tiny-cnn/{path}", json=body, headers=ADMIN_HEADERS)
             assert answer.status_code == 200, answer.text
             assert Store(tiny_store).rollout("tiny-cnn").by.startswith(path)  # the request has reached the disk
-        archive = client.get("/v1/admin/models/tiny-gan/export", headers=ADMIN).content
-        answer = client.post("/v1/admin/import?renumber=true", content=archive, headers=ADMIN)
+        archive = client.get("/v1/admin/models/tiny-gan/export", headers=ADMIN_HEADERS).content
+        answer = client.post("/v1/admin/import?renumber=true", content=archive, headers=ADMIN_HEADERS)
         assert answer.status_code == 200, answer.text
         wait_until(lambda: client.get("/v1/models/tiny-gan").json()["version"] == 2)
         assert client.get("/v1/models/tiny-cnn/pictures/curves.png").content == image_bytes()
@@ -148,7 +148,6 @@ def test_no_request_accesses_a_file_on_the_event_loop(
         asyncio.run(noticed(access, tiny_store))
 
 
-ADMIN = {"authorization": f"Bearer {ADMIN_KEY}"}
 CHANGES: list[tuple[str, dict[str, int] | None]] = [
     ("activate", {"version": 1}),
     ("activate", {"version": 2, "share": 10}),
