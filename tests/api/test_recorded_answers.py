@@ -1,6 +1,8 @@
-"""The recorded answers of all endpoints stay the same: status, headers and body.
+"""Several hundred requests to all endpoints get the answers that are recorded for them: status, headers and body.
 
-``RECORD=1 python -m pytest tests/api/test_recorded_answers.py`` records them again after an intended change.
+Each line of the files in ``recorded/`` has a request and its answer. To add a request, write a line without an answer.
+``RECORD=1 python -m pytest tests/api/test_recorded_answers.py`` records all answers again after an intended change.
+The order matters, because some requests change the store.
 
 Times, ids, sizes and versions of libraries are left out. Floats are rounded, and may differ slightly, because they
 depend on the processor. Images are recorded as their size and mean.
@@ -15,7 +17,6 @@ import math
 import os
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,31 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from api.recorded.requests import KEY, LIMITS, Recorded, all_requests, build_store, protected_requests
 from jsonschema import Draft202012Validator
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from support.networks import CONDITIONAL, SECOND_NETWORKS, TINY, publish_network, publish_tiny
 from support.responses import ADMIN_KEY
 from support.service import TEST, make_settings, serving
 
 from app import key_file
 from app.settings import Settings
+from app.store import Store
 
 FOLDER = Path(__file__).with_name("recorded")
-ANSWERS, PROTECTED = FOLDER / "answers.jsonl", FOLDER / "protected_answers.jsonl"
+KEY = "quartet-" + "k" * 43
+LIMITS: dict[str, Any] = {  # small limits, so that most bodies above a limit are short
+    "max_body_bytes": 200_000,
+    "max_images": 3,
+    "max_pixels": 100_000,
+    "max_prompt_characters": 200,
+    "max_characters": 100,
+    "max_texts": 4,
+    "max_series": 4,
+    "max_series_values": 300,
+    "max_horizon": 20,  # below the default
+    "max_samples": 8,
+}
 SECURITY_HEADERS = {"x-content-type-options": "nosniff", "x-frame-options": "DENY", "referrer-policy": "no-referrer"}
 VARYING_HEADERS = {"date", "x-request-id", "content-length", "etag", "transfer-encoding", *SECURITY_HEADERS}
 VARYING_FIELDS = {
@@ -45,15 +59,27 @@ VARYING_FIELDS = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    """Publish tiny networks of every task. Three versions of tiny-gan differ in their roles."""
     folder = tmp_path / "store"
-    build_store(folder)
+    for name in (*TINY, *SECOND_NETWORKS):
+        publish_tiny(folder, name)
+    for _ in range(3):
+        publish_tiny(folder, "tiny-gan")
+    calendar = {"country": "DE", "step": "day", "first_year": 2020, "last_year": 2030, "dates": ["2024-01-01"]}
+    columns = [{"name": name, "mean": 1.0, "scale": 2.0, "coefficient": 0.5} for name in ("price", "holidays")]
+    for name, known in (("tiny-shop", columns), ("tiny-days", columns[1:])):
+        series = {"season": 7, "known": {"columns": known, "calendar": calendar}}
+        publish_network(folder, name, seed=5, series=series)
+    publish_network(folder, "tiny-pets", "conditional-generator", CONDITIONAL, 6, labels=["cat", "Dog", "bird"])
+    Store(folder).retire("tiny-gan", 1)
+    Store(folder).unload("tiny-pets")
     return folder
 
 
 def test_answers_of_all_endpoints_are_as_recorded(folder: Path) -> None:
     settings = make_settings(store=folder, admin_key=ADMIN_KEY, store_poll_seconds=3600, **LIMITS, **TEST)
     with serving(settings) as client:
-        compare(ANSWERS, client, all_requests())
+        compare(FOLDER / "answers.jsonl", client)
 
 
 def test_answers_of_a_protected_service_are_as_recorded(folder: Path, tmp_path: Path) -> None:
@@ -63,63 +89,67 @@ def test_answers_of_a_protected_service_are_as_recorded(folder: Path, tmp_path: 
         store=folder, keys_file=keys, cors_origins="https://page.example", trusted_hosts="www.example.org", **TEST
     )
     with serving(settings) as client:
-        compare(PROTECTED, client, protected_requests())
+        compare(FOLDER / "protected_answers.jsonl", client)
 
 
-def compare(path: Path, client: httpx.Client, requests: list[Recorded]) -> None:
-    """Send the requests, and compare their answers with the file ``path``, or record them."""
-    names: Counter[str] = Counter()
-    answers, document = {}, client.get("/openapi.json").json()
-    for request in requests:
-        names[str(request)] += 1
-        name = f"{request} ({names[str(request)]})" if names[str(request)] > 1 else str(request)
-        response = client.request(request.method, request.path, content=request.content, headers=request.headers)
-        answers[name] = describe(request, response)
+def compare(path: Path, client: httpx.Client) -> None:
+    """Send the requests in a file, and compare their answers with those in the file, or record them."""
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    problems, document = [], client.get("/openapi.json").json()
+    for number, line in enumerate(lines, 1):
+        request = line["request"]
+        response = send(client, request)
         if response.content and response.headers["content-type"] == "application/json":
-            check_schema(document, request, response)
+            check_schema(document, response)
+        answer = json.loads(json.dumps(describe(response)))  # NaN and tuples as in the file
+        place = f"line {number}, {request['method']} {request['path']}"
+        problems += [f"{place}: {difference}" for difference in differences(line.get("answer"), answer)]
+        line["answer"] = answer
     if os.environ.get("RECORD"):
-        lines = [json.dumps({name: answer}, ensure_ascii=False) for name, answer in answers.items()]
-        path.write_text("\n".join(lines) + "\n", "utf-8")
-        return
-    recorded: dict[str, Any] = {}
-    for line in path.read_text("utf-8").strip().split("\n"):
-        recorded |= json.loads(line)
-    answers = json.loads(json.dumps(answers))  # NaN and tuples as in the file
-    assert list(answers) == list(recorded)
-    problems = [
-        f"{name}: {difference}" for name in answers for difference in differences(recorded[name], answers[name])
-    ]
-    assert not problems, f"{len(problems)} differences:\n" + "\n".join(problems[:60])
+        path.write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), "utf-8")
+    else:
+        assert not problems, f"{len(problems)} differences:\n" + "\n".join(problems[:60])
 
 
-def check_schema(document: dict[str, Any], request: Recorded, response: httpx.Response) -> None:
+def send(client: httpx.Client, request: dict[str, Any]) -> httpx.Response:
+    """Send a recorded request. Its body is ``json``, ``base64``, or ``text``, which is repeated ``repeat`` times."""
+    content = request.get("text", "").encode() * request.get("repeat", 1) or base64.b64decode(request.get("base64", ""))
+    if "json" in request:
+        content = json.dumps(request["json"]).encode()
+    headers = {name: value.encode("latin-1") for name, value in request.get("headers", {}).items()}
+    return client.request(request["method"], request["path"], content=content, headers=headers)
+
+
+def check_schema(document: dict[str, Any], response: httpx.Response) -> None:
     """Check that the OpenAPI document has the status of an answer, and that the answer has its schema."""
-    path, status, paths = request.path.partition("?")[0], str(response.status_code), document["paths"]
+    request, status, paths = response.request, str(response.status_code), document["paths"]
+    path = request.url.raw_path.decode().partition("?")[0]
     matching = [row for row in paths if path not in paths and re.fullmatch(re.sub(r"{\w+}", "[^/]+", row), path)]
     for template in matching or [path]:
         responses = paths.get(template, {}).get(request.method.lower(), {}).get("responses", {})
         if answer := responses.get(status, responses.get(f"{status[0]}XX")):
-            assert status in responses or f"{status}: " in answer["description"], str(request)
+            assert status in responses or f"{status}: " in answer["description"], path
             schema = answer["content"]["application/json"]["schema"]
             Draft202012Validator({**schema, "components": document["components"]}).validate(response.json())
 
 
-def describe(request: Recorded, response: httpx.Response) -> list[Any]:
+def describe(response: httpx.Response) -> list[Any]:
     """Return the status, the headers and the body of a response, without the parts that vary."""
     headers = {name: value for name, value in response.headers.items() if name not in VARYING_HEADERS}
     assert response.headers["x-request-id"]
     assert SECURITY_HEADERS.items() <= dict(response.headers).items()
-    if request.method != "HEAD" and "content-length" in response.headers:
+    if response.request.method != "HEAD" and "content-length" in response.headers:
         assert int(response.headers["content-length"]) == len(response.content)
     if "allow" in headers:
         headers["allow"] = ", ".join(sorted(headers["allow"].split(", ")))
     if headers.get("content-type") == "application/json":
         del headers["content-type"]
-    return [response.status_code, headers, body(request.path, response)]
+    return [response.status_code, headers, body(response)]
 
 
-def body(path: str, response: httpx.Response) -> Any:
+def body(response: httpx.Response) -> Any:
     """Return a description of the body."""
+    path = response.request.url.raw_path.decode()
     kind, content = response.headers.get("content-type", "").split(";")[0], response.content
     if not content or path in ("/", "/docs", "/redoc") or (path.startswith("/web/") and response.status_code == 200):
         return bool(content)
