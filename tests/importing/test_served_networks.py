@@ -6,13 +6,11 @@ import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto
-from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+from onnx import ModelProto
 from PIL import Image
 from support.imported.onnx_models import add, forest, linear_model, onnx_model, square_classifier
 from support.service import TEST, run_models_command, serving
@@ -22,7 +20,6 @@ from app.settings import Settings
 from app.store import Store
 
 LABELS = ["cat", "dog", "bird"]
-OPSETS = [make_opsetid("", 17), make_opsetid("ai.onnx.ml", 3)]
 
 
 def add_classifier(store: Path, model: ModelProto, name: str, *options: str, labels: str = "cat\ndog\n\nbird\n") -> str:
@@ -36,45 +33,37 @@ LINEAR, MATRIX = linear_model()
 COLUMNS = [f"column_{index}" for index in range(60)]
 
 
-def colours(*shape: str | int, softmax: bool = False) -> ModelProto:
+def colours(shape: str) -> ModelProto:
     """Return a classifier of images of any size, whose outputs are the means of the three channels."""
-    axes = [1, 2] if shape[-1] == 3 else [2, 3]
-    nodes = [make_node("ReduceMean", ["x"], ["mean" if softmax else "y"], axes=axes, keepdims=0)]
-    nodes += [make_node("Softmax", ["mean"], ["y"])] if softmax else []
-    return onnx_model(nodes, {"x": ["batch", *shape]}, {"y": ["batch", 3]})
+    return onnx_model(f"(float[batch,{shape}] x) => (float[batch,3] y) {{ y = ReduceMean<axes=[2,3], keepdims=0>(x) }}")
 
 
-def relative_colours() -> ModelProto:
-    """Return a classifier that divides by 0 if an image is black."""
-    nodes = [
-        make_node("ReduceMean", ["x"], ["mean"], axes=[2, 3], keepdims=0),
-        make_node("ReduceMax", ["mean"], ["most"], axes=[1]),
-        make_node("Div", ["mean", "most"], ["y"]),
-    ]
-    return onnx_model(nodes, {"x": ["n", 3, 4, 4]}, {"y": ["n", 3]})
-
-
-def rescaling() -> ModelProto:
-    """Return a model that scales images down and up again, so it fails unless the size is a multiple of 32."""
-    nodes = [
-        make_node("MaxPool", ["x"], ["small"], kernel_shape=[32, 32], strides=[32, 32]),
-        make_node("Resize", ["small", "", "factors"], ["whole"]),
-        make_node("Add", ["x", "whole"], ["y"]),
-    ]
-    shape = ["batch", 1, "height", "width"]
-    return onnx_model(nodes, {"x": shape}, {"y": shape}, {"factors": np.array([1, 1, 32, 32], np.float32)})
-
-
-def copied_texts() -> ModelProto:
-    text, same = (make_tensor_value_info(name, TensorProto.STRING, ["batch", 1]) for name in ("text", "same"))
-    graph = make_graph([make_node("Identity", ["text"], ["same"])], "graph", [text], [same])
-    return make_model(graph, opset_imports=OPSETS, ir_version=8)
-
-
-def negated_columns() -> ModelProto:
-    nodes = [make_node("Neg", [name], [f"negative_{name}"]) for name in COLUMNS]
-    shapes: dict[str, list[Any]] = {name: ["batch", 1] for name in COLUMNS}
-    return onnx_model(nodes, shapes, {f"negative_{name}": shape for name, shape in shapes.items()})
+MODELS = {  # that are served as tensors
+    "linear": LINEAR,
+    # scales images down and up again, so it fails unless the size is a multiple of 32
+    "rescaling": onnx_model(
+        """(float[batch,1,height,width] x) => (float[batch,1,height,width] y) <float[4] factors = {1, 1, 32, 32}> {
+            small = MaxPool<kernel_shape=[32,32], strides=[32,32]>(x)
+            whole = Resize(small, "", factors)
+            y = Add(x, whole)
+        }"""
+    ),
+    "copied-texts": onnx_model("(string[batch,1] text) => (string[batch,1] same) { same = Identity(text) }"),
+    "columns": onnx_model(
+        f"({', '.join(f'float[batch,1] {name}' for name in COLUMNS)}) => "
+        f"({', '.join(f'float[batch,1] negative_{name}' for name in COLUMNS)}) "
+        f"{{ {' '.join(f'negative_{name} = Neg({name})' for name in COLUMNS)} }}"
+    ),
+}
+LAST = """(float[batch,8,8,3] x) => (float[batch,3] y) {
+    mean = ReduceMean<axes=[1,2], keepdims=0>(x)
+    y = Softmax(mean)
+}"""
+RELATIVE_COLOURS = """(float[n,3,4,4] x) => (float[n,3] y) {
+    mean = ReduceMean<axes=[2,3], keepdims=0>(x)
+    most = ReduceMax<axes=[1]>(mean)
+    y = Div(mean, most)
+}"""  # divides by 0 if an image is black
 
 
 @pytest.fixture(scope="module")
@@ -84,20 +73,18 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     store.mkdir()
     for name, (_, _, content) in FORESTS.items():
         assert add(store, content, name, "--licence", "MIT") == ""
-    for name, model in {
-        "linear": LINEAR, "rescaling": rescaling(), "copied-texts": copied_texts(), "columns": negated_columns(),
-    }.items():  # fmt: skip
+    for name, model in MODELS.items():
         assert add(store, model, name) == ""
     scaling = ("--resize", "10", "--mean", "0.5", "--std", "0.5,0.4,0.3", "--interpolation", "bicubic")
-    assert add_classifier(store, colours(3, 8, 8), "scaled", *scaling) == ""
-    assert add_classifier(store, colours(8, 8, 3, softmax=True), "last", "--no-softmax") == (
+    assert add_classifier(store, colours("3,8,8"), "scaled", *scaling) == ""
+    assert add_classifier(store, onnx_model(LAST), "last", "--no-softmax") == (
         "assumed: pixels are scaled to 0 to 1 and not normalised further; --mean and --std set another scaling\n"
     )
-    add_classifier(store, relative_colours(), "relative")
+    add_classifier(store, onnx_model(RELATIVE_COLOURS), "relative")
     for name, shape in {
-        "channels-first": ["batch_size", "num_channels", "height", "width"],
-        "channels-last": ["batch_size", "height", "width", 3],
-        "one-image": [1, 3, 24, 24],
+        "channels-first": "batch_size,num_channels,height,width",
+        "channels-last": "batch_size,height,width,3",
+        "one-image": "1,3,24,24",
     }.items():
         add_classifier(store, square_classifier(shape, 24, 3), name, "--size", "24")
     with serving(Settings(store=store, **TEST)) as client:
@@ -209,40 +196,32 @@ def test_requests_of_several_rows_and_callers_equal_single_rows(client: httpx.Cl
         np.testing.assert_allclose(np.concatenate(list(parts)), rows @ MATRIX, atol=1e-5)
 
 
-def masked() -> ModelProto:
-    nodes = [
-        make_node("Mul", ["x", "mask"], ["masked"]),
-        make_node("ReduceMean", ["masked"], ["y"], axes=[2, 3], keepdims=0),
-    ]
-    shape = ["batch", 3, 8, 8]
-    return onnx_model(nodes, {"x": shape, "mask": shape}, {"y": ["batch", 3]})
-
-
-def centred() -> ModelProto:
-    """Return a classifier that subtracts the mean of all images of a batch."""
-    nodes = [
-        make_node("ReduceMean", ["x"], ["colour"], axes=[2, 3], keepdims=0),
-        make_node("ReduceMean", ["colour"], ["mean"], axes=[0]),
-        make_node("Sub", ["colour", "mean"], ["y"]),
-    ]
-    return onnx_model(nodes, {"x": ["batch", 3, 8, 8]}, {"y": ["batch", 3]})
+MASKED = """(float[batch,3,8,8] x, float[batch,3,8,8] mask) => (float[batch,3] y) {
+    masked = Mul(x, mask)
+    y = ReduceMean<axes=[2,3], keepdims=0>(masked)
+}"""
+CENTRED = """(float[batch,3,8,8] x) => (float[batch,3] y) {
+    colour = ReduceMean<axes=[2,3], keepdims=0>(x)
+    mean = ReduceMean<axes=[0]>(colour)
+    y = Sub(colour, mean)
+}"""  # subtracts the mean of all images of a batch
 
 
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (colours(3, 8, 8), "--size 9", "tensor 'x' should have height and width 9"),
-        (colours(3, 8, 8), "--resize 7", "option resize is 7; it should be at least the size 8"),
-        (colours(3, 8, 8), "--mean 1,2", "option mean is [1.0, 2.0]; it should be one value, or 3"),
-        (colours(3, 8, 8), "--std 0", "option std is [0.0]; it should be one value, or 3"),
-        (colours(3, "h", "w"), "", "has a varying height and width; option size sets them"),
-        (colours(3, 16, 24), "", "should have equal height and width"),
-        (colours(4, 16, 16), "", "should have 1 or 3 channels"),
+        (colours("3,8,8"), "--size 9", "tensor 'x' should have height and width 9"),
+        (colours("3,8,8"), "--resize 7", "option resize is 7; it should be at least the size 8"),
+        (colours("3,8,8"), "--mean 1,2", "option mean is [1.0, 2.0]; it should be one value, or 3"),
+        (colours("3,8,8"), "--std 0", "option std is [0.0]; it should be one value, or 3"),
+        (colours("3,h,w"), "", "has a varying height and width; option size sets them"),
+        (colours("3,16,24"), "", "should have equal height and width"),
+        (colours("4,16,16"), "", "should have 1 or 3 channels"),
         (LINEAR, "", "tensor 'x' should be float or uint8, with 4 dimensions"),
-        (square_classifier(["n", 3, "h", "w"], 24, 3), "", "tried the sizes 16, 32, 64, 128, 256 for all varying"),
-        (masked(), "--input x", "tensor 'mask' is not an input of this task; it is float32"),
-        (masked(), "", "option input is None; known tensors: x, mask"),
-        (centred(), "", "first dimension that is 1, or that counts rows which do not affect each other"),
+        (square_classifier("n,3,h,w", 24, 3), "", "tried the sizes 16, 32, 64, 128, 256 for all varying"),
+        (onnx_model(MASKED), "--input x", "tensor 'mask' is not an input of this task; it is float32"),
+        (onnx_model(MASKED), "", "option input is None; known tensors: x, mask"),
+        (onnx_model(CENTRED), "", "first dimension that is 1, or that counts rows which do not affect each other"),
     ],
 )
 def test_a_mismatch_names_the_tensor(store: Path, model: ModelProto, options: str, message: str) -> None:
@@ -252,77 +231,55 @@ def test_a_mismatch_names_the_tensor(store: Path, model: ModelProto, options: st
 
 def test_labels_belong_to_classifiers(store: Path) -> None:
     assert "--size is not an option of the task 'infer'; add --task classify" in add(store, LINEAR, "net", "--size=8")
-    model = colours(3, 8, 8)
+    model = colours("3,8,8")
     assert "needs --labels FILE, a text file with one label" in add(store, model, "net", "--task", "classify")
     message = "tensor 'y' should have one value for each of the 2 labels"
     assert message in add_classifier(store, model, "net", labels="zero\none\n")
 
 
-def unique() -> ModelProto:
-    """Return a model that removes repeated rows."""
-    node = make_node("Unique", ["x"], ["y"], axis=0, sorted=0)
-    return onnx_model([node], {"x": ["n", 1]}, {"y": ["k", 1]})
-
-
-def relative() -> ModelProto:
-    """Return a model that divides integers by their maximum, which is 1 for rows of 0 and 1."""
-    nodes = [
-        make_node("Cast", ["x"], ["float"], to=TensorProto.FLOAT),
-        make_node("ReduceMax", ["float"], ["most"], keepdims=0),
-        make_node("Max", ["most", "one"], ["divisor"]),
-        make_node("Div", ["float", "divisor"], ["y"]),
-    ]
-    model = onnx_model(nodes, {"x": ["n", 1]}, {"y": ["n", 1]}, {"one": np.ones(1, np.float32)})
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
-    return model
-
-
-def averaging(dtype: type) -> ModelProto:
-    """Return a model that adds a small mean of all rows, as rounding errors that depend on the batch size do."""
-    nodes = [
-        make_node("Cast", ["weight"], ["factor"], to=TensorProto.FLOAT),
-        make_node("ReduceMean", ["x"], ["mean"], axes=[0]),
-        make_node("Mul", ["mean", "factor"], ["error"]),
-        make_node("Add", ["x", "error"], ["y"]),
-    ]
-    return onnx_model(nodes, {"x": ["n", 3]}, {"y": ["n", 3]}, {"weight": np.array([0.005], dtype)})
-
-
-def pair(operator: str, *shapes: list[Any], **attributes: Any) -> ModelProto:
-    """Return a model of two inputs with these shapes."""
-    node = make_node(operator, ["x", "y"], ["z"], **attributes)
-    return onnx_model([node], dict(zip("xy", shapes, strict=True)), {"z": [None, None]})
+# divides integers by their maximum, which is 1 for rows of 0 and 1
+RELATIVE = """(int64[n,1] x) => (float[n,1] y) <float[1] one = {1}> {
+    number = Cast<to=1>(x)
+    most = ReduceMax<keepdims=0>(number)
+    divisor = Max(most, one)
+    y = Div(number, divisor)
+}"""
+# adds a small mean of all rows, as rounding errors that depend on the batch size do
+AVERAGING = """(float[n,3] x) => (float[n,3] y) <WEIGHT> {
+    factor = Cast<to=1>(weight)
+    mean = ReduceMean<axes=[0]>(x)
+    error = Mul(mean, factor)
+    y = Add(x, error)
+}"""
+HALF = "float16[1] weight = {7455}"  # the bits of 0.005
 
 
 @pytest.mark.parametrize(
-    ("model", "batched"),
+    ("graph", "batched"),
     [
-        (unique(), False),
-        (relative(), False),
-        (averaging(np.float32), False),
-        (averaging(np.float16), True),
-        (pair("MatMul", ["n", "n"], ["n", 4]), False),  # a graph convolution
-        (pair("Add", ["unk__1", 4], ["unk__2", 4]), True),
-        (pair("Add", [None, 4], [None, 4]), True),
-        (pair("Einsum", ["rows", 4], ["columns", 4], equation="ij,kj->ik"), False),
+        ("(float[n,1] x) => (float[k,1] y) { y = Unique<axis=0, sorted=0>(x) }", False),
+        (RELATIVE, False),
+        (AVERAGING.replace("WEIGHT", "float[1] weight = {0.005}"), False),
+        (AVERAGING.replace("WEIGHT", HALF), True),
+        ("(float[n,n] x, float[n,4] y) => (float[?,?] z) { z = MatMul(x, y) }", False),  # a graph convolution
+        ("(float[unk__1,4] x, float[unk__2,4] y) => (float[?,?] z) { z = Add(x, y) }", True),
+        ("(float[?,4] x, float[?,4] y) => (float[?,?] z) { z = Add(x, y) }", True),
+        ('(float[a,4] x, float[b,4] y) => (float[?,?] z) { z = Einsum<equation="ij,kj->ik">(x, y) }', False),
     ],
 )
-def test_rows_are_batched_only_if_they_do_not_affect_each_other(store: Path, model: ModelProto, batched: bool) -> None:
-    assert add(store, model) == ""
+def test_rows_are_batched_only_if_they_do_not_affect_each_other(store: Path, graph: str, batched: bool) -> None:
+    assert add(store, onnx_model(graph)) == ""
     assert Store(store).read("net", 1).card.sizes["batched"] is batched
 
 
 def test_an_encoder_must_allow_unknown_categories(store: Path) -> None:
-    text = make_tensor_value_info("text", TensorProto.STRING, ["batch", 1])
-    code = make_tensor_value_info("code", TensorProto.FLOAT, ["batch", 1, 2])
-    errors = []
-    for zeros in (0, 1):
-        options = {"cats_strings": ["red", "blue"], "zeros": zeros}
-        node = make_node("OneHotEncoder", ["text"], ["code"], domain="ai.onnx.ml", **options)
-        graph = make_graph([node], "graph", [text], [code])
-        errors.append(add(store, make_model(graph, opset_imports=OPSETS, ir_version=8)))
-    assert 'train the encoder with OneHotEncoder(handle_unknown="ignore")' in errors[0]
-    assert errors[1] == ""
+    graph = """(string[batch,1] text) => (float[batch,1,2] code) {
+        code = ai.onnx.ml.OneHotEncoder<cats_strings=["red","blue"], zeros=0>(text)
+    }"""
+    opsets = ', "ai.onnx.ml": 3'
+    message = 'train the encoder with OneHotEncoder(handle_unknown="ignore")'
+    assert message in add(store, onnx_model(graph, opsets))
+    assert add(store, onnx_model(graph.replace("zeros=0", "zeros=1"), opsets)) == ""
 
 
 def test_versions_are_archived(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ import httpx
 import pytest
 from PIL import Image
 from support import processes
-from support.imported.onnx_models import linear_classifier, linear_model
+from support.imported.onnx_models import linear_model, square_classifier
 from support.networks import SMALL, publish_network, publish_tiny, rewrite_card
 from support.responses import metric_samples
 from support.service import IMAGES, ROOT, Serve, run_models_command
@@ -763,7 +763,7 @@ def test_the_card_shows_the_active_version_and_the_canary(serve: Serve, tiny_sto
 def test_imported_and_licensed_networks_are_described(
     serve: Serve, tiny_store: Path, tmp_path: Path, open_page: Open
 ) -> None:
-    (tmp_path / "imported.onnx").write_bytes(linear_classifier().SerializeToString())
+    (tmp_path / "imported.onnx").write_bytes(square_classifier("batch,3,2,2", 2, 2).SerializeToString())
     (tmp_path / "linear.onnx").write_bytes(linear_model()[0].SerializeToString())
     source = "https://example.org/linear"
     for origin in (

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto
+from onnx.parser import parse_model
 
 from app.cli import models
-
-OPSET = 17
 
 
 def add(store: Path, model: ModelProto | bytes | Path, name: str = "net", *options: str) -> str:
@@ -27,42 +25,25 @@ def add(store: Path, model: ModelProto | bytes | Path, name: str = "net", *optio
     return messages.getvalue()
 
 
-def onnx_model(
-    nodes: Sequence[NodeProto],
-    inputs: dict[str, list[Any]],
-    outputs: dict[str, list[Any]],
-    weights: dict[str, np.ndarray] | None = None,
-    **options: Any,
-) -> ModelProto:
-    """Return an ONNX model that has float32 inputs and outputs of these shapes."""
-    tensors = [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()]
-    values = [
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in each.items()]
-        for each in (inputs, outputs)
-    ]
-    graph = helper.make_graph(list(nodes), "graph", *values, tensors)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, **options)
+def onnx_model(graph: str, opsets: str = "", functions: str = "") -> ModelProto:
+    """Return an ONNX model for the text of a graph, such as ``(float[n,1] x) => (float[n,1] y) { y = Neg(x) }``."""
+    return parse_model(f'<ir_version: 8, opset_import: ["": 17{opsets}]> graph {graph} {functions}')
 
 
 def linear_model() -> tuple[ModelProto, np.ndarray]:
     """Return a model that multiplies rows by a matrix, and this matrix [4, 3]."""
     matrix = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
-    nodes = [helper.make_node("MatMul", ["x", "matrix"], ["y"])]
-    return onnx_model(nodes, {"x": ["batch", 4]}, {"y": ["batch", 3]}, {"matrix": matrix}), matrix
+    numbers = ", ".join(map(str, matrix.ravel().tolist()))
+    graph = f"(float[batch,4] x) => (float[batch,3] y) <float[4,3] matrix = {{{numbers}}}> {{ y = MatMul(x, matrix) }}"
+    return onnx_model(graph), matrix
 
 
-def linear_classifier() -> ModelProto:
-    """Return a model that computes the logits of two classes from images [N, 3, 2, 2]."""
-    matrix = np.random.default_rng(0).standard_normal((12, 2)).astype(np.float32)
-    nodes = [helper.make_node("Flatten", ["image"], ["flat"]), helper.make_node("MatMul", ["flat", "matrix"], ["y"])]
-    return onnx_model(nodes, {"image": ["batch", 3, 2, 2]}, {"y": ["batch", 2]}, {"matrix": matrix})
-
-
-def square_classifier(shape: list[Any], side: int, labels: int) -> ModelProto:
+def square_classifier(shape: str, side: int, labels: int) -> ModelProto:
     """Return a classifier of RGB images of ``side`` x ``side`` pixels. Its input declares the shape ``shape``."""
-    matrix = np.random.default_rng(0).standard_normal((3 * side * side, labels)).astype(np.float32)
-    nodes = [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("MatMul", ["flat", "matrix"], ["y"])]
-    return onnx_model(nodes, {"x": shape}, {"y": ["n", labels]}, {"matrix": matrix})
+    matrix = np.random.default_rng(0).standard_normal(3 * side * side * labels).astype(np.float32)
+    weights = f"float[{3 * side * side},{labels}] matrix = {{{', '.join(map(str, matrix.tolist()))}}}"
+    nodes = "flat = Flatten(x) y = MatMul(flat, matrix)"
+    return onnx_model(f"(float[{shape}] x) => (float[n,{labels}] y) <{weights}> {{ {nodes} }}")
 
 
 def forest(texts: bool = False, **options: Any) -> tuple[Any, np.ndarray, bytes]:
@@ -82,16 +63,14 @@ def forest(texts: bool = False, **options: Any) -> tuple[Any, np.ndarray, bytes]
 def externalise(model: ModelProto, location: str, **entries: object) -> None:
     """Change the model so that it reads the data of its first weight from the file ``location``."""
     tensor = model.graph.initializer[0]
-    tensor.ClearField("raw_data")
+    tensor.ClearField("float_data")
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in {"location": location, **entries}.items():
         tensor.external_data.add(key=key, value=str(value))
 
 
-def function_model(domain: str) -> ModelProto:
-    """Return a model that calls the function ``F0`` of a domain, which negates its input."""
-    model = onnx_model([helper.make_node("F0", ["x"], ["y"], domain=domain)], {"x": ["n", 1]}, {"y": ["n", 1]})
-    model.opset_import.append(helper.make_opsetid(domain, 1))
-    nodes = [helper.make_node("Neg", ["x"], ["y"])]
-    model.functions.append(helper.make_function(domain, "F0", ["x"], ["y"], nodes, list(model.opset_import)))
-    return model
+def function_model(domain: str, node: str = "y = Neg(x)") -> ModelProto:
+    """Return a model that calls the function ``F0`` of a domain, which has one node."""
+    graph = f"(float[n,1] x) => (float[n,1] y) {{ y = {domain}.F0(x) }}"
+    function = f'<domain: "{domain}", opset_import: ["": 17]> F0 (x) => (y) {{ {node} }}'
+    return onnx_model(graph, f', "{domain}": 1', function)
