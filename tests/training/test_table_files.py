@@ -14,33 +14,41 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.tables import write_table
 from support.tables.random_files import write_random_file
 
 from training import lstm
 from training.data.datasets import DataError
-from training.data.tables import Table, TableOptions, describe, read_table
+from training.data.tables import Table, TableOptions, describe, read_table, without_gaps
 
 FOLDER = Path(__file__).with_name("table_files")
 CASES: list[dict[str, Any]] = tomllib.loads((FOLDER / "cases.toml").read_text("utf-8"))["case"]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["file"])
-def test_a_file_is_read_correctly_or_rejected(case: dict[str, Any]) -> None:
-    path, options = FOLDER / case["file"], case.get("options", {})
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.get("file", "text"))
+def test_a_file_is_read_correctly_or_rejected(case: dict[str, Any], tmp_path: Path) -> None:
+    path, options = FOLDER / case.get("file", ""), case.get("options", {})
+    if "text" in case:
+        path = write_table(tmp_path, case["text"])
     if "error" in case:
-        with pytest.raises(DataError, match=case["error"]):
+        with pytest.raises(DataError) as rejected:
             read_table(path, TableOptions(**options))
+        parts = [case["error"]] if isinstance(case["error"], str) else case["error"]
+        assert [part for part in parts if part not in str(rejected.value)] == [], rejected.value
         options = options | case.get("solution", {})
     if "series" in case:
-        check_series(case["series"], read_table(path, TableOptions(**options)))
+        table = read_table(path, TableOptions(**options))
+        check_table(case, without_gaps(table) if case.get("filled") else table)
 
 
-def check_series(expected: dict[str, Any], table: Table) -> None:
-    assert [one.name for one in table.series] == list(expected)
+def check_table(case: dict[str, Any], table: Table) -> None:
+    assert [one.name for one in table.series] == list(case["series"])
     for one in table.series:
-        start, step, values = expected[one.name].values()
+        start, step, values = case["series"][one.name].values()
         assert (one.start, table.frequency) == (start, step)
         assert one.values.tolist() == pytest.approx(values, nan_ok=True)
+    assert table.season == case.get("season", table.season)
+    assert [remark for remark in case.get("remarks", []) if remark not in table.remarks] == []
 
 
 # --- the same series in many formats

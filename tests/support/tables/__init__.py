@@ -6,10 +6,10 @@ import datetime
 from pathlib import Path
 
 
-def write_table(folder: Path, lines: list[str]) -> Path:
+def write_table(folder: Path, content: str) -> Path:
     """Write a CSV file and return its path."""
     path = folder / "table.csv"
-    path.write_text("\n".join(lines) + "\n", "utf-8")
+    path.write_text(content, "utf-8")
     return path
 
 
