@@ -207,25 +207,6 @@ def test_every_answer_can_be_downloaded(shipped: httpx.Client, open_page: Open) 
 
 
 @pytest.mark.slow
-def test_a_late_sample_does_not_replace_a_chosen_image(serve: Serve, tiny_store: Path, open_page: Open) -> None:
-    with serve() as client:
-        page = open_page(client)
-        status_of(page, "image")
-        held: list[Any] = []
-        page.route("**/web/samples/horse.png", lambda route: held.append(route))
-        page.evaluate("document.querySelector('[data-example=horse]').click()")
-        page.set_input_files("#image-file", HORSE)
-        page.locator("#image-picture[alt='Image 0013-horse.png']").wait_for()
-        while not held:  # Playwright calls the function above only during other calls
-            page.evaluate("new Promise(requestAnimationFrame)")
-        with page.expect_response("**/web/samples/horse.png"):
-            held[0].continue_()
-        status_of(page, "image")
-        assert "file=@0013-horse.png" in code_of(page, "image")
-        assert page.locator("#image-picture").get_attribute("alt") == "Image 0013-horse.png"
-
-
-@pytest.mark.slow
 def test_a_file_that_cannot_be_read_is_reported(serve: Serve, open_page: Open) -> None:
     with serve() as client:
         page = open_page(client)
@@ -269,30 +250,6 @@ def test_a_heat_map_can_be_shown(shipped: httpx.Client, open_page: Open) -> None
     page.get_by_role("button", name="Example: seven").click()
     page.locator("#image-bars li:first-child", has_text="7").wait_for()
     assert status_of(page, "image").startswith("mnist-judge")
-
-
-@pytest.mark.slow
-def test_a_heat_map_that_cannot_be_shown_is_hidden(serve: Serve, open_page: Open) -> None:
-    result = {"predictions": [{"label": "ship", "probability": 1.0}], "explanation": "AAAA"}
-    with serve() as client:
-        page = open_page(client)
-        status_of(page, "image")
-        open_options(page, "image")
-        page.get_by_label("Show heat map").check()
-        page.locator("#image-heat").wait_for()
-        source = page.locator("#image-heat").get_attribute("src")
-        page.evaluate("""() => {
-            const revoke = URL.revokeObjectURL;
-            window.revoked = [];
-            URL.revokeObjectURL = (url) => (revoked.push(url), revoke.call(URL, url));
-        }""")
-        answer = {"model": "m", "version": 1, "results": [result]}
-        page.route("**/v1/images/classify*", lambda route: route.fulfill(json=answer))
-        page.locator("#image-top").press("ArrowRight")
-        page.locator("#image-bars li:first-child", has_text="ship").wait_for()
-        page.locator("#image-heat").wait_for(state="hidden")
-        assert page.locator("#image-picture").is_visible()
-        assert source in page.evaluate("revoked")
 
 
 @pytest.mark.slow
@@ -583,17 +540,6 @@ def test_images_and_interpolations_follow_their_seeds(shipped: httpx.Client, ope
     page.get_by_role("radio", name="Images").check()
     page.locator("#generation-count").fill("1")
     page.locator("#generation .status", has_text="1 image from seed 1").wait_for()
-
-
-@pytest.mark.slow
-def test_an_empty_second_seed_is_random(serve: Serve, open_page: Open) -> None:
-    with serve() as client:
-        page = open_page(client)
-        status_of(page, "generation")
-        page.locator("#generation-to").evaluate("(field) => (field.value = '')")
-        open_options(page, "generation")
-        page.get_by_label("Interpolation", exact=True).check()
-        page.locator("#generation .status", has_text=re.compile(r"40 steps from seed 1 to seed \d")).wait_for()
 
 
 @pytest.mark.slow
