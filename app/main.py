@@ -55,6 +55,8 @@ from app.serving.preload import Preloaded
 from app.settings import Settings
 from app.store.disk import Disk
 
+# Imported before the workers are forked, so that they share its memory.
+MODULES = [import_module(module.name) for module in walk_packages(api.__path__, "app.api.")]
 NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}  # ``RequestTelemetry`` replaces FastAPI's telemetry
 REPORT_SECONDS = 0.5
 DOCUMENTS = 8  # encoded documents that are kept, one for each path of a proxy
@@ -147,8 +149,7 @@ def all_operations(key: str | None, tags: Sequence[str]) -> list[Operation]:
 
     Each module of ``app.api`` may have ``OPERATIONS``. Without an admin key, there are no operations that need it.
     """
-    modules = [import_module(module.name) for module in walk_packages(api.__path__, "app.api.")]
-    operations = [row for module in modules for row in getattr(module, "OPERATIONS", ()) if key or not row.is_admin]
+    operations = [row for module in MODULES for row in getattr(module, "OPERATIONS", ()) if key or not row.is_admin]
     return sorted((row for row in operations if row.tag in tags), key=lambda operation: tags.index(operation.tag))
 
 
