@@ -199,9 +199,7 @@ class Models:
         resident = {(each.name, number) for each in sets for number in each.resident}
         if (entry.name, entry.version) not in resident:
             others = [other for key, other in self.table.items() if key not in resident and other is not entry]
-            limits = self.settings.limits
-            limit, in_use_seconds = limits.max_on_demand_versions, limits.model_in_use_seconds
-            for replaced in versions_to_replace(others, limit, self._clock(), in_use_seconds):
+            for replaced in versions_to_replace(others, self.settings.limits, self._clock()):
                 self._evict(replaced, f"{entry.label} replaces it")
         self._load(entry)
 
@@ -246,22 +244,6 @@ class Models:
             if not self.is_busy():
                 return True
         return False
-
-    async def read_picture(self, card: Card, file: str) -> bytes:
-        """Return the content of a picture of a version. ``file`` is one of the names in its entry.
-
-        Raises:
-            NotFound: the file cannot be read, for example because it was removed.
-            TimedOut: the store has not answered within ``request_seconds``.
-        """
-        path = self.store.path(card.name, card.version) / file
-        try:
-            async with asyncio.timeout(self.settings.request_seconds):
-                return await self.disk.run(self.store.disk.read, path)
-        except TimeoutError:
-            raise TimedOut("the deadline passed before the store answered") from None
-        except OSError as error:
-            raise NotFound(f"{path.name} cannot be read: {error.strerror}", "file") from None
 
     # The loop: scan, plan, apply
 
@@ -370,9 +352,8 @@ class Models:
         self.defaults = {task: name for task, name in defaults.items() if tasks.get(name, task) == task}
         problems = [*self.snapshot.problems.items()]
         problems += [("defaults.json", reason) for reason in self.snapshot.default_problems(tasks)]
-        for problem in problems:
-            if problem not in self._file_problems:
-                log.error("%s", problem[1])
+        for _, reason in sorted({*problems} - {*self._file_problems}):
+            log.error("%s", reason)
         self._file_problems = problems
 
     def _load(self, entry: Entry) -> None:

@@ -15,11 +15,11 @@ from enum import Enum
 
 from app.engine.observer import VersionKey
 from app.errors import TooManyVersions
+from app.limits import Limits
 from app.serving.model import Model
 from app.store import Roles, Rollout
 from app.store.snapshot import Snapshot, StoredVersion
 
-UNKNOWN = StoredVersion()  # before the first scan
 SHARE_PARTS = 10_000  # a canary's share is applied in steps of 0.01 %
 
 
@@ -47,7 +47,7 @@ class Entry:
 
     name: str
     version: int
-    stored: StoredVersion = UNKNOWN
+    stored: StoredVersion = field(default_factory=StoredVersion)
     state: State = State.UNLOADED
     reason: str = ""
     retry_at: float = math.inf
@@ -137,12 +137,10 @@ def plan(
     evicted if it has had no request for ``idle_seconds`` and all resident versions of its model are in memory: if one
     of these cannot be loaded, the version may replace it. ``now`` is the time on the clock of the table.
     """
-    failed = {key for key, entry in table.items() if entry.state is State.FAILED}
     ready = {key for key, entry in table.items() if entry.state is State.READY}
+    usable = {key for key, entry in table.items() if entry.state is not State.FAILED}
     desired = {
-        name: VersionSet.build(
-            name, [n for n in numbers if (name, n) in table.keys() - failed], snapshot.rollouts[name]
-        )
+        name: VersionSet.build(name, [n for n in numbers if (name, n) in usable], snapshot.rollouts[name])
         for name, numbers in snapshot.versions.items()
         if numbers
     }
@@ -171,21 +169,21 @@ def plan(
     return Plan(serve, load, evict, desired)
 
 
-def versions_to_replace(others: Iterable[Entry], limit: int, now: float, in_use_seconds: float) -> list[Entry]:
+def versions_to_replace(others: Iterable[Entry], limits: Limits, now: float) -> list[Entry]:
     """Return the versions to evict before a version is loaded on demand. The least recently used ones come first.
 
-    At most ``limit`` versions may be in memory or being loaded on demand. ``others`` are all that are not resident.
+    At most ``max_on_demand_versions`` may be in memory or being loaded. ``others`` are all that are not resident.
 
     Raises:
         TooManyVersions: a version that would be replaced is being loaded, or had a request in the last
-            ``in_use_seconds``.
+            ``model_in_use_seconds``.
     """
     busy = sorted(
         (each for each in others if each.state in (State.READY, State.LOADING)), key=lambda each: each.used_at
     )
-    surplus = max(0, len(busy) + 1 - limit)
+    surplus = max(0, len(busy) + 1 - limits.max_on_demand_versions)
     replaced = [each for each in busy if each.model][:surplus]
-    in_use = [in_use_seconds - (now - each.used_at) for each in replaced]
+    in_use = [each.used_at + limits.model_in_use_seconds - now for each in replaced]
     if len(replaced) < surplus or any(seconds > 0 for seconds in in_use):
         raise TooManyVersions(
             "this version cannot be loaded now: all versions that it could replace are in use; retry later",

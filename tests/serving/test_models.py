@@ -258,14 +258,6 @@ async def test_an_evicted_version_leaves_memory_without_garbage_collection(start
         gc.enable()
 
 
-async def test_a_picture_that_was_removed_is_not_found(start: Start) -> None:
-    models = await start()
-    card = models.card("a")
-    assert card
-    with pytest.raises(NotFound, match=r"^none\.png cannot be read: No such file or directory$"):
-        await models.read_picture(card, "none.png")
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
 async def test_versions_are_loaded_with_a_low_priority_while_requests_are_served(start: Start) -> None:
     def niceness() -> int:
@@ -325,10 +317,6 @@ async def test_a_disk_that_does_not_answer_delays_no_request(start: Start, folde
     with pytest.raises(TimedOut, match=r"^the deadline passed before the store answered$"):
         await models.refresh(deadline(0.01))
     await models.recheck("b", deadline())
-    card = models.card("b")
-    assert card
-    with pytest.raises(TimedOut, match=r"^the deadline passed before the store answered$"):
-        await models.read_picture(card, "curves.png")
     roll_out(folder, "b", unloaded=True)
     released.set()
     await scan(models)

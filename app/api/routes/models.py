@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime
@@ -16,7 +17,7 @@ from app.api.operation import Operation, Request
 from app.api.responses import ERROR_RESPONSES, json_response
 from app.api.routes.feedback import feedback
 from app.api.routes.page import cached_response
-from app.errors import NotFound, quote_value
+from app.errors import NotFound, TimedOut, quote_value
 from app.records.database import FeedbackFigure
 from app.serving.models import Models
 from app.serving.plan import State
@@ -120,12 +121,17 @@ async def get_model_picture(request: Request) -> Response:
     model_name, number = models.resolve_name(name, param="name")
     if "@" not in name:  # ``get_model`` lists the pictures of the active version, not those of the canary
         number = models.version_sets[model_name].active or number
-    stored = models.entry(model_name, number).stored
-    card, pictures = stored.card, stored.pictures
-    if card is None or file not in pictures:  # the name is only looked up, never used as a path
+    pictures = models.entry(model_name, number).stored.pictures
+    if file not in pictures:  # the name is only looked up, never used as a path
         known = ", ".join(pictures) or "none"
         raise NotFound(f"{model_name}@{number} has no picture {quote_value(file)}; pictures: {known}", "file")
-    content = await models.read_picture(card, file)
+    try:
+        async with asyncio.timeout(request.settings.request_seconds):
+            content = await models.disk.run(models.store.disk.read, models.store.path(model_name, number) / file)
+    except TimeoutError:
+        raise TimedOut("the deadline passed before the store answered") from None
+    except OSError as error:  # for example because it was just removed
+        raise NotFound(f"{file} cannot be read: {error.strerror}", "file") from None
     return cached_response(request, content, "image/png", hashlib.sha256(content).hexdigest()[:32])
 
 
