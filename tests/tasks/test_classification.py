@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from support.images import image_bytes, save_image
 from support.networks import publish_tiny, rewrite_card, tiny_card
-from support.service import IMAGES, ROOT
+from support.service import ROOT
 
 from app import store
 from app.errors import TooLarge
 from app.networks import build
-from app.networks.cnn import LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes, max_pool, probabilities, unsmoothed
+from app.networks.cnn import LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes, max_pool, unsmoothed
 from app.store import Store
 from app.tasks import check_loading
 from app.tasks.classification import ImageClassifier
@@ -209,40 +209,6 @@ def test_logits_undo_label_smoothing(whitened: WhitenedNet) -> None:
     other.load_state_dict(whitened.state_dict())
     assert torch.equal(other(images), unsmoothed(scores, 0.2) / 0.5)
     assert torch.allclose(other.tta_logits(images), unsmoothed(views, 0.2) / 0.25, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_a_photo_gets_the_same_label_if_it_is_decoded_at_reduced_size() -> None:
-    classifier = ImageClassifier(Store(ROOT / "models_store").read("cifar10-whitened", 1), torch.device("cpu"))
-    photos = []
-    for path in sorted(IMAGES.glob("cifar10/*.png")):
-        photo = Image.open(path).resize((1600, 1200), Image.Resampling.BICUBIC)
-        photos.append(save_image(photo, "JPEG", quality=90))
-    assert classifier.open(photos[0], 10**7).draft("RGB", (128, 128)) is not None
-    reduced = classifier.predict([classifier.parse(photo) for photo in photos])
-    lossless = [save_image(Image.open(io.BytesIO(photo)), "PNG") for photo in photos]
-    whole = classifier.predict([classifier.parse(photo) for photo in lossless])
-    assert reduced != whole
-    for first, second in zip(reduced, whole, strict=True):
-        assert first == pytest.approx(second, abs=0.05)
-        assert int(np.argmax(first)) == int(np.argmax(second))
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_bfloat16_is_close_to_float32_and_batch_invariant() -> None:
-    network = Store(ROOT / "models_store").read("cifar10-whitened", 1).network()
-    images = torch.stack(
-        [ImageDecoder(3, 32).parse(path.read_bytes()) for path in sorted(IMAGES.glob("cifar10/*.png"))]
-    )
-    before, before_views = probabilities(network(images)), probabilities(network.tta_logits(images))
-    network.to_bfloat16()
-    after = probabilities(network(images))
-    assert network.groups[1].conv1.weight.dtype == torch.bfloat16
-    assert 0 < float((after - before).abs().max()) < 0.01
-    assert float((probabilities(network.tta_logits(images)) - before_views).abs().max()) < 0.01
-    alone = torch.cat([probabilities(network(image.unsqueeze(0))) for image in images])
-    assert torch.allclose(alone, after, atol=1e-6)
 
 
 def test_the_predictor_uses_bfloat16_only_where_it_is_faster(

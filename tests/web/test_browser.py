@@ -207,23 +207,6 @@ def test_every_answer_can_be_downloaded(shipped: httpx.Client, open_page: Open) 
 
 
 @pytest.mark.slow
-def test_a_file_that_cannot_be_read_is_reported(serve: Serve, open_page: Open) -> None:
-    with serve() as client:
-        page = open_page(client)
-        for panel in ("image", "series"):
-            status_of(page, panel)
-        # As for a folder, or for a file that was changed after it was chosen.
-        page.evaluate("Blob.prototype.arrayBuffer = async () => { throw new DOMException('', 'NotReadableError'); }; 0")
-        for path in ("series/forecast", "images/classify"):
-            page.route(f"**/v1/{path}*", lambda route: route.abort())
-        send_file(page, "#series-chart", "drop", HORSE)
-        page.locator("#series .error", has_text="image.png cannot be read. Choose the file again.").wait_for()
-        send_file(page, "#image .upload", "drop", HORSE)
-        page.locator("#image .error", has_text="image.png cannot be read. Choose the file again.").wait_for()
-        page.messages.clear()  # Failed to load resource
-
-
-@pytest.mark.slow
 def test_a_heat_map_can_be_shown(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
     status_of(page, "image")
@@ -389,24 +372,6 @@ def test_the_table_of_a_shop_is_forecast(shipped: httpx.Client, open_page: Open,
     assert lines[0] == "series,time,mean,median,lower_80,upper_80,lower_95,upper_95"
     assert Counter(line.partition(",")[0] for line in lines[1:]) == dict.fromkeys(PRODUCTS, 28)
     assert expected_errors(page) == 1
-
-
-@pytest.mark.slow
-def test_typed_values_are_read(serve: Serve, open_page: Open) -> None:
-    texts = {
-        "1\t\t3\t4": [1, None, 3, 4],  # a row of a spreadsheet with an empty cell
-        "\t1\t2\n \t3": [None, 1, 2, None, 3],
-        "[\n\t1,\t2,\n\t3\n]": [1, 2, 3],
-        "1 2  3 \t 4": [1, 2, 3, 4],
-        "1\n\n3\n": [1, None, 3],
-        "\t\n\t": [],
-    }
-    read = """async (texts) => {
-        const { parseValues } = await import("/web/scripts/panels/known_covariates.js");
-        return texts.map(parseValues);
-    }"""
-    with serve() as client:
-        assert open_page(client).evaluate(read, list(texts)) == list(texts.values())
 
 
 @pytest.mark.slow
@@ -809,20 +774,6 @@ def test_a_chosen_theme_is_kept(shipped: httpx.Client, open_page: Open) -> None:
     assert page.evaluate(scheme) == "dark"
     page.emulate_media(media="print")
     assert page.evaluate(scheme) == "light"
-
-
-@pytest.mark.slow
-def test_the_chosen_mode_is_visible_with_forced_colours(serve: Serve, open_page: Open) -> None:
-    """Windows replaces the colours of pages in its high-contrast themes."""
-    colour = "(element) => getComputedStyle(element).backgroundColor"
-    with serve() as client:
-        page = open_page(client, forced_colors="active")
-        status_of(page, "generation")
-        open_options(page, "generation")
-        chosen = page.locator(".switch input:checked + span")
-        assert chosen.evaluate(colour) != page.locator("body").evaluate(colour)
-        # Otherwise the browser draws a box of the colour of the page behind the text.
-        assert chosen.evaluate("(element) => getComputedStyle(element).forcedColorAdjust") == "none"
 
 
 @pytest.mark.slow
