@@ -151,7 +151,7 @@ class Metrics:
 
     def on_captured(self, model: str, result: str) -> None:
         """Count requests that were ``stored`` or ``dropped``."""
-        self.captured.labels(model, result).inc()
+        labelled(self.captured, model, result).inc()
 
     def on_versions(self, ready: int, failed: int, known: frozenset[VersionKey], scan_age: float) -> None:
         self.workers.set(1)  # the first report comes after the models were loaded

@@ -20,7 +20,6 @@ from app.tasks.job import Job
 log = logging.getLogger("quartet")
 
 GATHER_SECONDS = 0.1  # requests of this time are stored in one transaction
-TRIM_SECONDS = 60.0
 
 
 class Capture:
@@ -73,8 +72,8 @@ class Capture:
         self._thread.join(LOCK_SECONDS)
 
     def _run(self) -> None:
-        """Store requests, update ``figures`` and delete old requests until ``close`` is called."""
-        is_open, figures_at, trimmed_at, running = True, 0.0, 0.0, True
+        """Store requests, update ``figures`` and ``drift``, and delete old requests until ``close`` is called."""
+        is_open, figures_at, drift_at, running = True, 0.0, 0.0, True
         while running:
             taken = self._take()
             running = None not in taken
@@ -88,14 +87,14 @@ class Capture:
                     self.database.add(made)
                 if now > figures_at + self._limits.figures_seconds:
                     self.figures, figures_at = self.database.figures(), now
+                if now > drift_at + self._limits.drift_seconds:
+                    drift_at = now
                     self.drift = [
                         (name, str(version), feature, value)
                         for (name, version), card in list(self._cards.items())
                         for feature, value in self.database.drift(card).items()
                     ]
-                if now > trimmed_at + TRIM_SECONDS:
                     self.database.trim(self._limits.capture_bytes, self._limits.capture_days * 86_400)
-                    trimmed_at = now
             except RecordsUnavailable as error:
                 log.error("requests cannot be captured: %s", error)
                 is_open, has_failed = False, True

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "tests" / "images"
 
 # Services of tests stop quickly, and look often for feedback and batch jobs.
-LIMITS = Limits(last_request_seconds=0.02, figures_seconds=0.05, batch_poll_seconds=0.05)
+LIMITS = Limits(last_request_seconds=0.02, figures_seconds=0.05, drift_seconds=0.05, batch_poll_seconds=0.05)
 
 TEST: dict[str, Any] = {"port": 0, "threads": 1, "shutdown_grace_seconds": 1, "limits": LIMITS}
 
