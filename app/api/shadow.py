@@ -83,7 +83,8 @@ class ShadowTraffic:
         found = self._shadow(copy)
         if found is None:  # the shadow has ended
             return
-        if not await self._models.idle(WAIT_SECONDS):
+        # While a batch is computed, the callers of the last one prepare the next: a copy would delay them.
+        if not await self._models.idle(WAIT_SECONDS, running=True):
             raise Busy
         shadow, job, started_at = found[0], copy.job, perf_counter()
         if isinstance(job, ContinueJob):

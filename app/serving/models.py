@@ -231,17 +231,18 @@ class Models:
         failed = [entry for entry in self.versions() if entry.state is State.FAILED]
         return [*failed, *(Entry(path, 0, state=State.FAILED, reason=reason) for path, reason in self._file_problems)]
 
-    def is_busy(self, except_for: Engine | None = None) -> bool:
-        """Return whether a request waits for an engine."""
+    def is_busy(self, except_for: Engine | None = None, running: bool = False) -> bool:
+        """Return whether a request waits for an engine, or also whether one is computed if ``running``."""
         engines = [engine for model in self.loaded() for engine in model.engines]
-        return any(engine.row_counts[0] for engine in engines if engine is not except_for)
+        counts = (engine.row_counts for engine in engines if engine is not except_for)
+        return any(sum(rows) if running else rows[0] for rows in counts)
 
-    async def idle(self, seconds: float) -> bool:
-        """Wait until no request waits for an engine. Return false if ``seconds`` pass before."""
+    async def idle(self, seconds: float, running: bool = False) -> bool:
+        """Wait until the service is not busy; see ``is_busy``. Return false if ``seconds`` pass before."""
         end = asyncio.get_running_loop().time() + seconds
         while asyncio.get_running_loop().time() < end:
             await asyncio.sleep(IDLE_CHECK_SECONDS)
-            if not self.is_busy():
+            if not self.is_busy(running=running):
                 return True
         return False
 
