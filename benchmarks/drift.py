@@ -26,7 +26,8 @@ from app.tasks import TASKS
 from benchmarks.support import report
 from benchmarks.support.servers import ROOT
 from training.data import texts
-from training.evaluation.references import examples, rows_of
+from training.evaluation.drift import rows_of
+from training.evaluation.references import examples
 
 MODELS = ["mnist-judge", "cifar10-lenet", "cifar10-whitened", "cifar10-accurate", "series-lstm", "shakespeare-rnn"]
 WINDOWS, CHANGES, STEP = 1000, 100, 5

@@ -34,7 +34,7 @@ from app import store
 from app.store.disk import Disk
 from app.store.version import Version, encode_weights
 from app.tasks import TASKS
-from training.evaluation import intervals, references, speed, test_measurements
+from training.evaluation import drift, intervals, speed, test_measurements
 from training.limits import limits
 from training.options import Options, Part
 from training.publishing import commit, publish_once, runnable
@@ -345,7 +345,7 @@ class Run:
             earlier = test_measurements.record(self.options.runs, full_card, self.folder.name)
             card["earlier_readings"] = earlier or None
         if publish and self.options.publish:
-            card["reference"] = references.reference_of(predictor, examples)
+            card["reference"] = drift.reference_of(predictor, examples)
         return card, predictor
 
     def finish(

@@ -1,7 +1,7 @@
 """Compare the inputs and the answers of captured requests with those of the validation data.
 
 The reference on a model card has a histogram of each feature, and the largest population stability index that is
-usual. ``training.evaluation.references`` writes it.
+usual. ``training.evaluation.drift`` computes it.
 """
 
 from __future__ import annotations
