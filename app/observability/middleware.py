@@ -118,6 +118,14 @@ class RequestTelemetry:
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
+def new_request_id() -> str:
+    """Return 12 hexadecimal digits of the time in milliseconds and 20 random ones.
+
+    Databases store rows with increasing keys several times faster than rows with random ones.
+    """
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+
+
 def assign_request_id(scope: MutableMapping[str, Any]) -> str:
     """Return the id of a request: the client's ``x-request-id`` if it is allowed, otherwise a new id.
 
@@ -125,5 +133,5 @@ def assign_request_id(scope: MutableMapping[str, Any]) -> str:
     """
     if REQUEST_ID not in scope:
         sent = dict(reversed(scope["headers"])).get(b"x-request-id", b"").decode("latin-1")
-        scope[REQUEST_ID] = sent if REQUEST_ID_PATTERN.fullmatch(sent) else os.urandom(16).hex()
+        scope[REQUEST_ID] = sent if REQUEST_ID_PATTERN.fullmatch(sent) else new_request_id()
     return str(scope[REQUEST_ID])

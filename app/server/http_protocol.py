@@ -10,7 +10,6 @@ import socket
 import struct
 import sys
 import termios
-import uuid
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -21,7 +20,7 @@ from app.api.connection import CONNECTION
 from app.api.errors import error_response
 from app.errors import BadValue, QuartetError
 from app.limits import Limits
-from app.observability.middleware import REJECTION, SECURITY_HEADERS, assign_request_id
+from app.observability.middleware import REJECTION, SECURITY_HEADERS, assign_request_id, new_request_id
 
 FIELD_BYTES = 32  # added to the size of each field, because parsing a field takes time (RFC 9113, 6.5.2)
 SMALL_CHUNK, SMALL_CHUNK_BYTES = 8, 128  # bytes of a small chunk, and what is added to its framing for the same reason
@@ -333,7 +332,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._close()
             return
         path = getattr(self, "url", b"").decode("latin-1").partition("?")[0]  # unset before a complete request line
-        request_id = assign_request_id(scope) if scope else uuid.uuid4().hex
+        request_id = assign_request_id(scope) if scope else new_request_id()
         if not scope:
             self.app.state.on_rejected(path, error, request_id)  # set by create_app
         self.transport.write(error_bytes(error, path, request_id))

@@ -122,6 +122,7 @@ def test_every_response_has_a_request_id(serve: Serve) -> None:
         for hostile in ("a b", "x" * 500, "é"):
             answer = client.get("/nothing", headers={"x-request-id": hostile.encode()})
             assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
+            assert abs(int(answer.headers["x-request-id"][:12], 16) - time.time() * 1000) < 60_000
 
 
 class FailingCounters(SharedCounters):
