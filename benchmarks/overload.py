@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import json
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -38,11 +39,15 @@ Figures = dict[str, float]
 
 
 async def paced(port: int, rate: float, seconds: float) -> list[Answer]:
-    """Send requests at a constant rate, and return the answers. Each request uses a free or a new connection."""
-    free, answers, tasks = list[Client](), list[Answer](), list[asyncio.Task[None]]()
+    """Send requests at a constant rate, and return the answers.
+
+    Each request uses the connection that has been free longest, or a new one. The connection that became free last
+    often leads to the worker that has just rejected a request, while the other worker computes half-empty batches.
+    """
+    free, answers, tasks = deque[Client](), list[Answer](), list[asyncio.Task[None]]()
 
     async def send() -> None:
-        client = free.pop() if free else Client(port)
+        client = free.popleft() if free else Client(port)
         answers.append(await client.send(REQUEST))
         free.append(client)
 
