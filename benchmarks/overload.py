@@ -42,7 +42,7 @@ async def paced(port: int, rate: float, seconds: float) -> list[Answer]:
     """Send requests at a constant rate, and return the answers.
 
     Each request uses the connection that has been free longest, or a new one. The connection that became free last
-    often leads to the worker that has just rejected a request, while the other worker computes half-empty batches.
+    often leads to the worker that has just rejected a request, and the other worker gets too few requests.
     """
     free, answers, tasks = deque[Client](), list[Answer](), list[asyncio.Task[None]]()
 
